@@ -1,0 +1,359 @@
+//! Stage-2 descriptors: the 64 bits that both we and the hardware read.
+//!
+//! A valid descriptor is Arm's (Arm ARM D8.3, "VMSAv8-64 translation table format descriptors"). An invalid one (bit 0
+//! clear) is ours but for that bit: it is [`Descriptor::NONE`], or a *marker*, which keeps what the valid entry said and why it is
+//! not valid now.
+//!
+//! | bits | valid leaf | marker |
+//! |---|---|---|
+//! | 0 | 1 | 0 |
+//! | 1 | page or table / block | kept |
+//! | 5:2 | MemAttr | kept |
+//! | 7:6 | S2AP; bit 7 is write permission and so *dirty* | kept: dirty is the same bit |
+//! | 9:8, 10 | SH, AF | kept |
+//! | 47:12 | output address | kept |
+//! | 51 | DBM | kept |
+//! | 52, 54:53 | Contiguous, XN | kept |
+//! | 55 | software: the guest may write here | kept |
+//! | 58:56 | 0 | why: [`Marker`] |
+//! | 63 | software: was dirty, and the dirty log does not know yet | kept |
+//!
+//! # Dirty
+//! S2AP\[1\] *is* the dirty state, always, logging or not. A writable page is *writable-dirty* (bit 7 set) or
+//! *writable-clean* (bit 7 clear, bit 55 set); what the guest may not write has both clear. Where this tree lets the hardware
+//! manage dirty state, writable-clean also has DBM set and the hardware sets bit 7; elsewhere the first write faults.
+
+mod attributes;
+
+pub use attributes::{Attributes, Format, MemoryType, Permissions, S2Ap, Shareability, Xn};
+
+use core::fmt;
+
+use crate::addr::{Level, Pa};
+
+const VALID: u64 = 1 << 0;
+const TABLE_OR_PAGE: u64 = 1 << 1;
+const MEM_ATTR_SHIFT: u32 = 2;
+const S2AP_SHIFT: u32 = 6;
+const S2AP_WRITE: u64 = 1 << 7;
+const SH_SHIFT: u32 = 8;
+const AF: u64 = 1 << 10;
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+const DBM: u64 = 1 << 51;
+const CONTIGUOUS: u64 = 1 << 52;
+const XN_SHIFT: u32 = 53;
+const SOFT_WRITABLE: u64 = 1 << 55;
+const SOFT_UNPUBLISHED: u64 = 1 << 63;
+const MARKER_SHIFT: u32 = 56;
+const MARKER: u64 = 0b111 << MARKER_SHIFT;
+
+/// A descriptor of a stage-2 table: see the [module](self).
+#[doc(alias("pte", "pmd", "pud", "pgd"))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(transparent)]
+pub struct Descriptor(u64);
+
+/// Why an entry that holds something is not valid now. Whoever meets a marker waits or takes its fault again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(u8)]
+pub enum Marker {
+    /// The root entry of a frozen guest: everything below is as it was.
+    Frozen = 1,
+    /// The break of a break-before-make: the make follows.
+    Breaking = 2,
+    /// Unmapped, but not yet invalidated: some CPU may still use it through its TLB.
+    Removing = 3,
+    /// Unmapped and invalidated; one unmapper is handing the frame back.
+    Claimed = 4,
+}
+
+/// What a descriptor is, given the level it was found at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Kind {
+    /// Nothing.
+    Invalid,
+    /// Something, but not valid now.
+    Marker(Marker),
+    /// The next table is at this address.
+    Table(Pa),
+    /// A block (levels 1 and 2).
+    Block(Pa),
+    /// A page (level 3).
+    Page(Pa),
+    /// Reserved by the architecture at this level, or a marker nobody makes: never followed.
+    Reserved,
+}
+
+impl Descriptor {
+    /// Invalid, and nothing is kept.
+    pub const NONE: Self = Self(0);
+
+    /// The descriptor with these 64 bits.
+    #[inline(always)]
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The 64 bits.
+    #[inline(always)]
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// A table descriptor: the next table is at `table`.
+    #[inline(always)]
+    pub const fn table(table: Pa) -> Self {
+        Self(table.raw() & ADDRESS | TABLE_OR_PAGE | VALID)
+    }
+
+    /// Whether the hardware may use it.
+    #[inline(always)]
+    pub const fn is_valid(self) -> bool {
+        self.0 & VALID != 0
+    }
+
+    /// Whether nothing is mapped and nothing is kept.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// What it is, in a table of `level`.
+    #[inline(always)]
+    pub const fn kind(self, level: Level) -> Kind {
+        let leaf_level = matches!(level, Level::L3);
+        if !self.is_valid() {
+            return match self.marker() {
+                Some(marker) => Kind::Marker(marker),
+                None if self.is_none() => Kind::Invalid,
+                None => Kind::Reserved,
+            };
+        }
+        match (self.0 & TABLE_OR_PAGE != 0, leaf_level) {
+            (true, true) => Kind::Page(self.address()),
+            (true, false) => Kind::Table(self.address()),
+            (false, false) if !matches!(level, Level::L0) => Kind::Block(self.address()),
+            (false, _) => Kind::Reserved,
+        }
+    }
+
+    /// The table it points to, in a table of `level`; a table behind a [`Marker::Frozen`] too: software goes on
+    /// looking where the hardware must not.
+    #[inline(always)]
+    pub const fn next_table(self, level: Level) -> Option<Pa> {
+        let through = self.0 & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE
+            || self.0 & (MARKER | TABLE_OR_PAGE) == (Marker::Frozen as u64) << MARKER_SHIFT | TABLE_OR_PAGE;
+        if through && !matches!(level, Level::L3) { Some(self.address()) } else { None }
+    }
+
+    /// Whether it maps memory, or did before it became a marker, in a table of `level`.
+    #[inline(always)]
+    pub const fn is_leaf(self, level: Level) -> bool {
+        !self.is_none() && self.next_table(level).is_none()
+    }
+
+    /// The output address, of a marker too.
+    #[inline(always)]
+    pub const fn address(self) -> Pa {
+        Pa::new(self.0 & ADDRESS)
+    }
+
+    /// Why it is not valid now, if it is a marker.
+    #[inline(always)]
+    pub const fn marker(self) -> Option<Marker> {
+        if self.is_valid() {
+            return None;
+        }
+        match (self.0 & MARKER) >> MARKER_SHIFT {
+            1 => Some(Marker::Frozen),
+            2 => Some(Marker::Breaking),
+            3 => Some(Marker::Removing),
+            4 => Some(Marker::Claimed),
+            _ => None,
+        }
+    }
+
+    /// The same content, not valid, for the reason `why`.
+    #[inline(always)]
+    pub const fn into_marker(self, why: Marker) -> Self {
+        Self(self.0 & !(VALID | MARKER) | (why as u64) << MARKER_SHIFT)
+    }
+
+    /// What a marker stands for, valid again; [`Self::NONE`] if it stands for nothing.
+    #[inline(always)]
+    pub const fn from_marker(self) -> Self {
+        let content = self.0 & !MARKER;
+        if content == 0 { Self::NONE } else { Self(content | VALID) }
+    }
+
+    /// Whether the page was written since it was last cleaned. True of markers too.
+    #[inline(always)]
+    pub const fn is_dirty(self) -> bool {
+        self.0 & (S2AP_WRITE | SOFT_UNPUBLISHED) != 0
+    }
+
+    /// Whether a store of the guest passes, without a fault.
+    #[inline(always)]
+    pub const fn grants_write(self) -> bool {
+        self.0 & (S2AP_WRITE | VALID) == S2AP_WRITE | VALID
+    }
+
+    /// Whether write permission was taken from a dirty page and the dirty log has not been told yet.
+    #[inline(always)]
+    pub const fn is_unpublished(self) -> bool {
+        self.0 & SOFT_UNPUBLISHED != 0
+    }
+
+    /// Dirty as it was, but without write permission any more: the dirty log is told after the flush.
+    #[inline(always)]
+    pub const fn with_unpublished(self) -> Self {
+        Self(self.0 | SOFT_UNPUBLISHED)
+    }
+
+    /// The dirty log has been told.
+    #[inline(always)]
+    pub const fn with_published(self) -> Self {
+        Self(self.0 & !SOFT_UNPUBLISHED)
+    }
+
+    /// Whether the guest may write here: at once if it is dirty, after a fault or through DBM if it is clean.
+    #[inline(always)]
+    pub const fn is_writable(self) -> bool {
+        self.0 & SOFT_WRITABLE != 0
+    }
+
+    /// Whether an access went through it (the access flag).
+    #[inline(always)]
+    pub const fn is_accessed(self) -> bool {
+        self.0 & AF != 0
+    }
+
+    /// Whether the hardware may set the dirty bit.
+    #[inline(always)]
+    pub const fn has_dbm(self) -> bool {
+        self.0 & DBM != 0
+    }
+
+    /// Whether the contiguous hint is set.
+    #[inline(always)]
+    pub const fn is_contiguous(self) -> bool {
+        self.0 & CONTIGUOUS != 0
+    }
+
+    /// Write permission given: writable-dirty. Nothing else changes.
+    #[inline(always)]
+    pub const fn with_dirty(self) -> Self {
+        Self(self.0 | S2AP_WRITE)
+    }
+
+    /// Write permission taken: writable-clean, or read-only as it was.
+    #[inline(always)]
+    pub const fn with_clean(self) -> Self {
+        Self(self.0 & !(S2AP_WRITE | SOFT_UNPUBLISHED))
+    }
+
+    /// The access flag set.
+    #[inline(always)]
+    pub const fn with_accessed(self) -> Self {
+        Self(self.0 | AF)
+    }
+
+    /// The access flag clear.
+    #[inline(always)]
+    pub const fn with_old(self) -> Self {
+        Self(self.0 & !AF)
+    }
+
+    /// S2AP.
+    #[inline]
+    pub const fn s2ap(self) -> S2Ap {
+        S2Ap::from_bits(self.0 >> S2AP_SHIFT)
+    }
+
+    /// XN\[1:0\].
+    #[inline]
+    pub const fn xn(self) -> Xn {
+        Xn::from_bits(self.0 >> XN_SHIFT)
+    }
+
+    /// SH\[1:0\].
+    #[inline]
+    pub const fn shareability(self) -> Shareability {
+        Shareability::from_bits(self.0 >> SH_SHIFT)
+    }
+
+    /// MemAttr\[3:0\] as they stand: what they mean depends on FWB, see [`Format::memory_type`].
+    #[inline]
+    pub const fn mem_attr(self) -> u8 {
+        (self.0 >> MEM_ATTR_SHIFT) as u8 & 0xf
+    }
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Descriptor({:#x})", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_same_bits_are_a_table_above_and_a_page_at_level_3() {
+        let entry = Descriptor::table(Pa::new(0x8000_1000));
+        assert_eq!(entry.kind(Level::L2), Kind::Table(Pa::new(0x8000_1000)));
+        assert_eq!(entry.kind(Level::L3), Kind::Page(Pa::new(0x8000_1000)));
+        assert_eq!(entry.next_table(Level::L3), None);
+    }
+
+    #[test]
+    fn a_block_where_the_architecture_has_none_is_reserved() {
+        let block = Descriptor::from_raw(0x4000_0001);
+        assert_eq!(block.kind(Level::L0), Kind::Reserved);
+        assert_eq!(block.kind(Level::L2), Kind::Block(Pa::new(0x4000_0000)));
+        assert_eq!(block.kind(Level::L3), Kind::Reserved);
+    }
+
+    #[test]
+    fn software_looks_through_a_frozen_table_and_through_no_other_marker() {
+        let table = Descriptor::table(Pa::new(0x8000_1000));
+        assert_eq!(table.into_marker(Marker::Frozen).next_table(Level::L1), Some(Pa::new(0x8000_1000)));
+        for why in [Marker::Breaking, Marker::Removing, Marker::Claimed] {
+            assert_eq!(table.into_marker(why).next_table(Level::L1), None);
+        }
+    }
+
+    #[test]
+    fn a_frozen_hole_thaws_to_a_hole() {
+        let hole = Descriptor::NONE.into_marker(Marker::Frozen);
+        assert!(!hole.is_none());
+        assert_eq!(hole.from_marker(), Descriptor::NONE);
+    }
+
+    proptest! {
+        #[test]
+        fn a_marker_keeps_everything_a_leaf_says(
+            page in 0u64..1 << 36, write: bool, dirty: bool, accessed: bool, fwb: bool, xnx: bool,
+        ) {
+            let format = Format { fwb, xnx, ..Format::default() };
+            let attributes = Attributes::normal(if write { Permissions::RWX } else { Permissions::RX });
+            let mut leaf = format.leaf(Level::L3, Pa::new(page << 12), attributes, dirty);
+            if !accessed {
+                leaf = leaf.with_old();
+            }
+            for why in [Marker::Frozen, Marker::Breaking, Marker::Removing, Marker::Claimed] {
+                let marker = leaf.into_marker(why);
+                prop_assert!(!marker.is_valid());
+                prop_assert_eq!(marker.marker(), Some(why));
+                prop_assert_eq!(marker.address(), leaf.address());
+                prop_assert_eq!(marker.is_dirty(), write && dirty);
+                prop_assert_eq!(marker.from_marker(), leaf);
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Dirty logging: which pages changed, harvested while everything goes on.
+//!
+//! The dirty state of what is mapped is in the tree: write permission *is* dirty ([`descriptor`](crate::descriptor)). Beside it
+//! there is a *side log*, a bitmap the embedder gives, for dirty pages that are mapped no more and for stores that do not go
+//! through the tree. A harvest is
+//!
+//! 1. [`DirtyLog::scan`]: read-only; the caller's bitmap gets a 1 for each page that was dirty at some instant of the scan;
+//! 2. [`DirtyLog::rearm`] with that bitmap: exactly those pages are cleaned, and flushed;
+//! 3. copy those pages, not earlier: [`Stage2::view`](crate::stage2::Stage2::view).
+//!
+//! # Contract (rule 10)
+//! A write is in this harvest or in the next, never in neither. A page is cleaned before it is copied, and no TLB lets a
+//! store pass unseen after the flush in between: so a store is before the copy, and in it, or faults and makes the
+//! page dirty again. Of a page that is unmapped the side log is told after the flush and before the entry goes; a scan reads
+//! the entries first and the side log then.
+//!
+//! # Skipping
+//! Each table knows whether it *may be dirty*: set, with release, under its lock before a writable entry is
+//! installed; cleared under its lock after a flush, if a re-read finds nothing dirty. A scan reads that flag and skips the
+//! table. If it reads it as clear, a store that comes later is in the next harvest.
+
+mod log;
+mod rearm;
+mod scan;
+mod start;
+mod view;
+
+pub use log::DirtyBitmap;
+pub(crate) use log::LogState;
+pub use rearm::{RearmError, Rearmed};
+pub use scan::ScanError;
+pub use start::{Initial, StartError};
+pub use view::FrameView;
+
+use crate::arch::Arch;
+use crate::memory::TableMemory;
+use crate::stage2::Stage2;
+
+/// A word of a bitmap that many CPUs may write: `core`'s 64-bit atomic (or loom's in a loom build).
+pub use crate::sync::Word;
+
+/// Whether a frame holds what its IPA read before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Content {
+    /// It does not, or nobody knows: mapping it is a write, and the page begins dirty.
+    New,
+    /// It does: the page begins clean while logging is on.
+    Unchanged,
+}
+
+impl Content {
+    /// Whether a page with this content begins dirty.
+    pub(crate) fn is_dirty(self) -> bool {
+        self == Self::New
+    }
+}
+
+/// The one harvester of a guest's dirty log.
+///
+/// From [`Stage2::start_logging`](crate::stage2::Stage2::start_logging); given back with [`Self::stop`]. Forgetting it leaves
+/// logging on, and nobody can harvest.
+pub struct DirtyLog<'s, 'h, A: Arch, M: TableMemory> {
+    stage2: &'s Stage2<'h, A, M>,
+}
+
+impl<A: Arch, M: TableMemory> DirtyLog<'_, '_, A, M> {
+    /// Ends logging. Pages that are clean stay so until they are written once more.
+    pub fn stop(self) {
+        self.stage2.log.set_active(false);
+    }
+}

@@ -1,0 +1,118 @@
+//! Start, and the marking of stores that do not go through the tree.
+
+use super::DirtyLog;
+use crate::addr::IpaRange;
+use crate::arch::Arch;
+use crate::descriptor::{Descriptor, Kind};
+use crate::error::{ArgumentError, Corrupt};
+use crate::geometry::granule::Granule;
+use crate::memory::TableMemory;
+use crate::quiescence::Reader;
+use crate::stage2::Stage2;
+use crate::tlb::Gather;
+use crate::walk::Locked;
+
+/// How a log begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Initial {
+    /// Everything is dirty: the first harvest takes all pages. Costs nothing now.
+    Dirty,
+    /// Everything is clean: the caller copies all of memory after the start. Everything is write-protected and
+    /// invalidated once.
+    Clean,
+}
+
+/// Why logging was not started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum StartError {
+    /// The reader is of another machine.
+    Argument(ArgumentError),
+    /// The guest was made without a bitmap.
+    NoBitmap,
+    /// It is being logged.
+    Started,
+    /// The tree is corrupt; logging is off.
+    Corrupt(Corrupt),
+}
+
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// Starts logging what the bitmap given at creation covers, and makes the caller its harvester.
+    ///
+    /// Locks one table at a time; invalidates all of the VMID if `initial` is [`Initial::Clean`].
+    ///
+    /// # Errors
+    /// See [`StartError`]; logging is then as it was.
+    pub fn start_logging(&self, reader: &Reader<'_>, initial: Initial) -> Result<DirtyLog<'_, 'h, A, M>, StartError> {
+        self.tree.check_reader(reader).map_err(StartError::Argument)?;
+        let logged = self.logged_range().ok_or(StartError::NoBitmap)?;
+        if !self.log.activate() {
+            return Err(StartError::Started);
+        }
+        self.log.fill(initial == Initial::Dirty);
+        if initial == Initial::Clean
+            && let Err(corrupt) = self.clean_all(reader, logged)
+        {
+            self.log.set_active(false);
+            return Err(StartError::Corrupt(corrupt));
+        }
+        Ok(DirtyLog { stage2: self })
+    }
+
+    /// The part of the IPA space that is logged.
+    pub(crate) fn logged_range(&self) -> Option<IpaRange> {
+        let logged = self.log.bitmap()?.range(M::Granule::PAGE_SHIFT)?;
+        IpaRange::new(crate::addr::Ipa::new(0), self.tree.geometry.ipa_size())?.intersection(logged)
+    }
+
+    fn clean_all(&self, reader: &Reader<'_>, logged: IpaRange) -> Result<(), Corrupt> {
+        self.for_each_locked(reader, logged, |locked, _, first, count| {
+            let level = locked.level();
+            for index in first..first + count {
+                if let Kind::Page(_) | Kind::Block(_) = locked.read(index).kind(level) {
+                    locked.replace_leaf(index, Descriptor::with_clean);
+                }
+            }
+            Ok(())
+        })
+        .map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
+        let mut gather = Gather::new(&self.tree, reader);
+        gather.everything();
+        let _quiet = gather.flush();
+        self.for_each_locked(reader, logged, |locked, _, _, _| {
+            clear_flag_if_clean(locked);
+            Ok(())
+        })
+        .map_err(|(_, corrupt): (_, Corrupt)| corrupt)
+    }
+
+    /// Notes that the hypervisor or a device has stored to `range` of the guest's memory: to be called after the store. Takes
+    /// no lock. Nothing, while logging is off.
+    ///
+    /// # Errors
+    /// [`ArgumentError::BeyondIpaSize`]; nothing was noted.
+    pub fn mark_dirty(&self, range: IpaRange) -> Result<(), ArgumentError> {
+        if !self.tree.geometry.contains(range) {
+            return Err(ArgumentError::BeyondIpaSize(range));
+        }
+        let shift = M::Granule::PAGE_SHIFT;
+        let mut at = range.start().align_down(shift);
+        while at <= range.last() {
+            self.log.publish(at, shift, shift);
+            match at.checked_add(M::Granule::PAGE_SIZE) {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// After a flush: clears the table's flag if nothing in it is dirty or can become so without its lock.
+pub(super) fn clear_flag_if_clean<A: Arch, M: TableMemory>(locked: &mut Locked<'_, '_, A, M>) {
+    let may_be_dirty = |entry: Descriptor| entry.is_dirty() || entry.has_dbm();
+    if !(0..M::Granule::ENTRIES).any(|index| may_be_dirty(locked.read(index))) {
+        locked.table().page.meta.clear_may_be_dirty();
+    }
+}

@@ -1,0 +1,69 @@
+//! Faults: from the syndrome to the entry that resolves it.
+//!
+//! # The path (one straight line)
+//! decode → where (HPFAR_EL2, or AT) → which region → *read-only recheck*: was another CPU first? → the page from the backing,
+//! tables, cache maintenance, no lock held → *read-write walk*: one table's lock, revalidate, compare the leaf → install → unlock,
+//! `DSB ISHST`.
+//!
+//! The level the CPU reports is never used: the tree says what is there.
+
+pub mod decode;
+pub mod inject;
+pub mod syndrome;
+
+mod resolve;
+
+pub use resolve::{FaultError, Outcome};
+pub use syndrome::Syndrome;
+
+use crate::addr::{Ipa, Pa};
+use crate::descriptor::Attributes;
+use crate::dirty::Content;
+
+/// What an address of the guest is, according to the embedder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Region {
+    /// Memory, or a device that is passed through: mapped on demand with these attributes.
+    Memory(Attributes),
+    /// A device that the embedder emulates.
+    Emulated,
+    /// Nothing: the guest gets an external abort.
+    Nothing,
+}
+
+/// A frame for a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Page {
+    /// The frame.
+    pub frame: Pa,
+    /// Whether it holds what the page read before.
+    pub content: Content,
+}
+
+/// Why there is no page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Unavailable {
+    /// Not now: the guest takes the fault again.
+    Later,
+    /// Never: the guest gets an external abort.
+    Never,
+}
+
+/// Where a guest's memory comes from. Called with no lock held, from the CPU that takes the fault; it may be called for
+/// one page on several CPUs at once.
+pub trait Backing {
+    /// What `ipa` is.
+    fn region(&self, ipa: Ipa) -> Region;
+
+    /// The frame for the page at `ipa` (aligned to the granule); `write` if the guest wants to store.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    fn page(&self, ipa: Ipa, write: bool) -> Result<Page, Unavailable>;
+
+    /// Takes back a page that [`Self::page`] gave and that was not used, since another CPU was first.
+    fn unused(&self, ipa: Ipa, page: Page);
+}

@@ -1,0 +1,308 @@
+//! The fault path.
+
+use super::decode::{Abort, FaultAddress, MmioAccess, NotAnAbort, decode};
+use super::inject::{GuestFault, Reflection};
+use super::syndrome::{FaultClass, Par, Syndrome};
+use super::{Backing, Page, Region, Unavailable};
+use crate::addr::{Ipa, IpaRange, Level};
+use crate::arch::{Arch, Dsb, Stage1Access};
+use crate::descriptor::{Attributes, Descriptor, Kind, Permissions, Xn};
+use crate::error::Corrupt;
+use crate::fault::decode::Access;
+use crate::geometry::granule::Granule;
+use crate::memory::{Spares, TableMemory};
+use crate::quiescence::Reader;
+use crate::stage2::{MapCause, Stage2};
+use crate::tlb::{Gather, relax_local};
+
+/// What the embedder does after a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Outcome {
+    /// Enter the guest: the access will pass.
+    Resumed,
+    /// Enter the guest: the access may fault again, since something there is being changed, or was not to be had now.
+    Retry,
+    /// Emulate this access, then enter the guest behind it.
+    Mmio(MmioAccess),
+    /// Inject this into the guest.
+    Reflect(Reflection),
+}
+
+/// Why a fault was not handled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum FaultError {
+    /// The exception is no stage-2 fault.
+    NotAnAbort(NotAnAbort),
+    /// The reader is of another machine.
+    ForeignReader,
+    /// There is no table page left, and none to be expected. The guest cannot go on.
+    OutOfTables,
+    /// The tree is corrupt.
+    Corrupt(Corrupt),
+}
+
+/// What an access needs of the entry that translates it.
+#[derive(Clone, Copy)]
+struct Need {
+    ipa: Ipa,
+    write: bool,
+    execute: bool,
+    /// It failed for a permission: a TLB may hold an entry that is stricter than the tables.
+    permission: bool,
+}
+
+/// What the entry that translates an address means for an access.
+enum Verdict {
+    /// Nothing is mapped.
+    Missing,
+    /// It may pass as it is.
+    Passes,
+    /// It may pass once the entry is accessed, and dirty if it is a write.
+    Needs,
+    /// It is being changed.
+    Busy,
+    /// It may not pass.
+    Denied,
+}
+
+impl Need {
+    fn of(abort: &Abort, ipa: Ipa) -> Self {
+        Self {
+            ipa,
+            write: abort.wants_write(),
+            execute: abort.access == Access::Execute,
+            permission: abort.class == FaultClass::Permission,
+        }
+    }
+
+    /// Judges `entry` of a table of `level`. XN of one EL only cannot be judged here: it is denied if the CPU said so.
+    fn judge(&self, entry: Descriptor, level: Level) -> Verdict {
+        match entry.kind(level) {
+            Kind::Invalid => return Verdict::Missing,
+            Kind::Page(_) | Kind::Block(_) => {}
+            // A table: linked since the walk.
+            _ => return Verdict::Busy,
+        }
+        let executes = match entry.xn() {
+            Xn::Execute => true,
+            Xn::Never => false,
+            Xn::El0Only | Xn::El1Only => !self.permission,
+        };
+        if (self.execute && !executes) || (self.write && !entry.is_writable()) {
+            return Verdict::Denied;
+        }
+        if entry.is_accessed() && (!self.write || entry.grants_write()) { Verdict::Passes } else { Verdict::Needs }
+    }
+
+    /// Whether a region with these attributes allows it.
+    fn allowed_by(&self, permissions: Permissions) -> bool {
+        (!self.write || permissions.write) && (!self.execute || permissions.execute != Xn::Never)
+    }
+}
+
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// Resolves the fault that this CPU's guest has taken.
+    ///
+    /// Locks at most one table at a time, and calls `backing` with none locked; allocates tables with none locked. Invalidates
+    /// nothing but, after a permission was relaxed or turns out to be fine, this CPU's own entries for the address.
+    ///
+    /// # Errors
+    /// See [`FaultError`].
+    pub fn resolve(
+        &self,
+        reader: &Reader<'_>,
+        backing: &impl Backing,
+        syndrome: Syndrome,
+    ) -> Result<Outcome, FaultError> {
+        self.tree.check_reader(reader).map_err(|_| FaultError::ForeignReader)?;
+        let abort = decode(syndrome, &self.tree.mmu.features).map_err(FaultError::NotAnAbort)?;
+        let outcome = self.resolve_abort(reader, backing, &abort)?;
+        let counters = reader.count();
+        match outcome {
+            Outcome::Resumed => {}
+            Outcome::Retry => counters.faults_retry(1),
+            Outcome::Mmio(_) => counters.faults_mmio(1),
+            Outcome::Reflect(_) => counters.faults_reflected(1),
+        }
+        Ok(outcome)
+    }
+
+    fn resolve_abort(&self, reader: &Reader<'_>, backing: &impl Backing, abort: &Abort) -> Result<Outcome, FaultError> {
+        let counters = reader.count();
+        match abort.class {
+            FaultClass::Translation => counters.faults_translation(1),
+            FaultClass::Permission => counters.faults_permission(1),
+            FaultClass::AccessFlag => counters.faults_access_flag(1),
+            FaultClass::TlbConflict => {
+                // Two entries for one address in some TLB: take all of this guest's, and let it try again.
+                let mut gather = Gather::new(&self.tree, reader);
+                gather.everything();
+                let _quiet = gather.flush();
+                return Ok(Outcome::Retry);
+            }
+            other => return Ok(Outcome::Reflect(abort.reflect(guest_fault(other)))),
+        }
+        let ipa = match self.where_is(abort) {
+            Where::At(ipa) => ipa,
+            Where::Retry => return Ok(Outcome::Retry),
+            Where::Unknown => return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
+        };
+        let page = ipa.align_down(M::Granule::PAGE_SHIFT);
+        if !IpaRange::new(page, M::Granule::PAGE_SIZE).is_some_and(|range| self.tree.geometry.contains(range)) {
+            return Ok(Outcome::Reflect(abort.reflect(GuestFault::AddressSize)));
+        }
+        let attributes = match backing.region(ipa) {
+            Region::Memory(attributes) => attributes,
+            Region::Emulated => {
+                return Ok(match abort.mmio(ipa) {
+                    Some(access) => Outcome::Mmio(access),
+                    None => Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort)),
+                });
+            }
+            Region::Nothing => return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
+        };
+        let need = Need::of(abort, page);
+        if !need.allowed_by(attributes.permissions) {
+            return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort)));
+        }
+        let found = self.read_only(reader).find(page).map_err(FaultError::Corrupt)?;
+        match need.judge(found.value, found.table.level) {
+            Verdict::Missing => self.page_in(reader, backing, abort, need, attributes),
+            Verdict::Passes => Ok(self.spurious(reader, need)),
+            Verdict::Needs => self.upgrade(reader, abort, need, found.table.level),
+            Verdict::Busy => Ok(Outcome::Retry),
+            Verdict::Denied => Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
+        }
+    }
+
+    /// The address, through the guest's stage 1 if HPFAR_EL2 does not hold it.
+    fn where_is(&self, abort: &Abort) -> Where {
+        match abort.address {
+            FaultAddress::Ipa(ipa) => Where::At(ipa),
+            FaultAddress::Unknown => Where::Unknown,
+            FaultAddress::NeedsTranslation { va } => {
+                // Fails if another vCPU has changed the guest's tables meanwhile: then the access is tried again.
+                let par = self.tree.mmu.arch.translate_stage1(va, Stage1Access::Read);
+                Par::new(par).ipa(va).map_or(Where::Retry, Where::At)
+            }
+        }
+    }
+
+    /// Another CPU was first, or this CPU's TLB has an entry that is stricter than the tables.
+    fn spurious(&self, reader: &Reader<'_>, need: Need) -> Outcome {
+        reader.count().faults_spurious(1);
+        if need.permission {
+            relax_local(&self.tree, reader, need.ipa);
+        }
+        Outcome::Resumed
+    }
+
+    /// Gives an entry the access flag or the write permission it may have: no break is needed for either.
+    fn upgrade(&self, reader: &Reader<'_>, abort: &Abort, need: Need, level: Level) -> Result<Outcome, FaultError> {
+        let mut locked = self.read_write(reader).lock(need.ipa, level).map_err(FaultError::Corrupt)?;
+        let (index, level) = (locked.index, locked.level());
+        match need.judge(locked.read(index), level) {
+            Verdict::Needs => {
+                locked.replace_leaf(index, |leaf| {
+                    let accessed = leaf.with_accessed();
+                    if need.write { accessed.with_dirty() } else { accessed }
+                });
+                drop(locked);
+                // The stricter entry may be in this CPU's TLB; others find out by a spurious fault.
+                relax_local(&self.tree, reader, need.ipa);
+                Ok(Outcome::Resumed)
+            }
+            Verdict::Passes => {
+                drop(locked);
+                Ok(self.spurious(reader, need))
+            }
+            Verdict::Missing | Verdict::Busy => Ok(Outcome::Retry),
+            Verdict::Denied => Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
+        }
+    }
+
+    /// Maps a page where there is none.
+    fn page_in(
+        &self,
+        reader: &Reader<'_>,
+        backing: &impl Backing,
+        abort: &Abort,
+        need: Need,
+        attributes: Attributes,
+    ) -> Result<Outcome, FaultError> {
+        let page = match backing.page(need.ipa, need.write) {
+            Ok(page) => page,
+            Err(Unavailable::Later) => return Ok(Outcome::Retry),
+            Err(Unavailable::Never) => return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
+        };
+        let outcome = self.install(reader, need, attributes, page);
+        if !matches!(outcome, Ok(Installed::Ours)) {
+            backing.unused(need.ipa, page);
+        }
+        match outcome? {
+            Installed::Ours => Ok(Outcome::Resumed),
+            Installed::Theirs => Ok(self.spurious(reader, need)),
+            Installed::Busy => Ok(Outcome::Retry),
+        }
+    }
+
+    fn install(
+        &self,
+        reader: &Reader<'_>,
+        need: Need,
+        attributes: Attributes,
+        page: Page,
+    ) -> Result<Installed, FaultError> {
+        self.prepare_frames(page.frame, M::Granule::PAGE_SIZE, attributes);
+        // A clean page is of use to a harvester only.
+        let dirty = need.write || page.content.is_dirty() || !self.log.is_active();
+        let leaf = self.tree.format.leaf(Level::LEAF, page.frame, attributes, dirty);
+        let mut spares = Spares::new(&self.tree.mmu.memory);
+        let installed = match self.lock_leaf_table(reader, need.ipa, &mut spares) {
+            Ok(mut locked) => {
+                let index = locked.index;
+                match need.judge(locked.read(index), Level::LEAF) {
+                    Verdict::Missing => {
+                        locked.replace(index, leaf);
+                        Installed::Ours
+                    }
+                    Verdict::Passes => Installed::Theirs,
+                    Verdict::Needs | Verdict::Busy | Verdict::Denied => Installed::Busy,
+                }
+            }
+            Err(reason) => match self.map_cause(reason) {
+                MapCause::Exists | MapCause::Retry => Installed::Busy,
+                MapCause::OutOfTables => return Err(FaultError::OutOfTables),
+                MapCause::Corrupt(corrupt) => return Err(FaultError::Corrupt(corrupt)),
+            },
+        };
+        self.tree.mmu.arch.dsb(Dsb::Ishst);
+        Ok(installed)
+    }
+}
+
+enum Installed {
+    Ours,
+    Theirs,
+    Busy,
+}
+
+enum Where {
+    At(Ipa),
+    /// Not to be translated just now.
+    Retry,
+    Unknown,
+}
+
+/// What the guest sees of a fault that is not stage 2's to resolve.
+fn guest_fault(class: FaultClass) -> GuestFault {
+    match class {
+        FaultClass::AddressSize => GuestFault::AddressSize,
+        FaultClass::Alignment => GuestFault::Alignment,
+        FaultClass::UnsupportedAtomicUpdate => GuestFault::UnsupportedAtomicUpdate,
+        FaultClass::UnsupportedExclusive => GuestFault::UnsupportedExclusive,
+        _ => GuestFault::ExternalAbort,
+    }
+}

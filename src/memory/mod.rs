@@ -1,0 +1,68 @@
+//! Table memory: where table pages come from and go back to.
+//!
+//! [`TableMemory`] is the seam; [`Pool`] is a ready implementation over regions the embedder gives. The only code that makes a
+//! reference out of a table's address is an implementation of this trait.
+
+mod meta;
+mod pool;
+mod spare;
+
+pub(crate) use meta::Guarded;
+pub use meta::{TableMeta, TableState, TreeId};
+pub use pool::{Pool, PoolRegion, PoolUse};
+pub(crate) use spare::{SpareTable, Spares};
+
+use crate::addr::Pa;
+use crate::geometry::granule::Granule;
+use crate::sync::Word;
+
+/// A table page and what is known of it.
+#[derive(Clone, Copy)]
+pub struct TablePage<'m> {
+    /// The descriptors. Only the library stores to them.
+    pub entries: &'m [Word],
+    /// The metadata.
+    pub meta: &'m TableMeta,
+}
+
+/// There is no table page left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct OutOfTables;
+
+/// Where table pages come from and go back to. Any call of `alloc` and `alloc_root` may fail.
+///
+/// No method is called with a table's lock held.
+///
+/// # Safety
+/// An implementation promises:
+/// - A page from `alloc` is `1 << G::PAGE_SHIFT` bytes at a multiple of that, one from `alloc_root(order)` is `1 << order`
+///   such pages at a multiple of their size, all zero; they belong to the caller until he gives them back.
+/// - [`Self::table`] answers `Some` for an address of this memory's table pages and `None` for all others, always the
+///   same page, with `G::ENTRIES` descriptors, for as long as the memory exists. A page that was freed may hold anything,
+///   but nothing may access it other than atomically while such a reference can exist, that is, until it was given out
+///   again or the memory is gone.
+/// - The metadata of a page lives as long as the memory, and nothing else uses it but for [`TableMeta::link`] while the page
+///   is free.
+pub unsafe trait TableMemory: Sync {
+    /// The size of the tables.
+    type Granule: Granule;
+
+    /// A zeroed table page.
+    ///
+    /// # Errors
+    /// [`OutOfTables`].
+    fn alloc(&self) -> Result<Pa, OutOfTables>;
+
+    /// `1 << order` contiguous zeroed table pages, aligned to their whole size: concatenated roots (`order` up to 4).
+    ///
+    /// # Errors
+    /// [`OutOfTables`].
+    fn alloc_root(&self, order: u32) -> Result<Pa, OutOfTables>;
+
+    /// Takes back what `alloc` (`order` 0) or `alloc_root` gave.
+    fn free(&self, table: Pa, order: u32);
+
+    /// The table page at `table`, if there is one.
+    fn table(&self, table: Pa) -> Option<TablePage<'_>>;
+}

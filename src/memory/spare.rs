@@ -1,0 +1,68 @@
+//! Table pages that are allocated and not linked: they go back to their memory when dropped.
+//!
+//! Nothing is allocated while a table's lock is held, so an operation that may have to link tables brings spares along.
+
+use arrayvec::ArrayVec;
+
+use super::{OutOfTables, TableMemory};
+use crate::addr::Pa;
+use crate::arch::Arch;
+use crate::geometry::granule::Granule;
+
+/// One zeroed table page, seen by nobody.
+pub(crate) struct SpareTable<'m, M: TableMemory> {
+    memory: &'m M,
+    table: Pa,
+}
+
+impl<'m, M: TableMemory> SpareTable<'m, M> {
+    fn alloc(memory: &'m M) -> Result<Self, OutOfTables> {
+        Ok(Self { memory, table: memory.alloc()? })
+    }
+
+    pub(crate) fn table(&self) -> Pa {
+        self.table
+    }
+
+    /// Gives up the page: a tree owns it now.
+    pub(crate) fn into_linked(self) -> Pa {
+        let table = self.table;
+        core::mem::forget(self);
+        table
+    }
+}
+
+impl<M: TableMemory> Drop for SpareTable<'_, M> {
+    fn drop(&mut self) {
+        self.memory.free(self.table, 0);
+    }
+}
+
+/// Enough spares for the longest path: one per level below the root.
+pub(crate) struct Spares<'m, M: TableMemory> {
+    memory: &'m M,
+    tables: ArrayVec<SpareTable<'m, M>, 3>,
+}
+
+impl<'m, M: TableMemory> Spares<'m, M> {
+    pub(crate) fn new(memory: &'m M) -> Self {
+        Self { memory, tables: ArrayVec::new_const() }
+    }
+
+    /// Makes sure that `count` (at most 3) are there. Outside of any lock. Where the hardware's walks are not coherent
+    /// with the caches the zeroes are cleaned to the Point of Coherency.
+    pub(crate) fn prepare(&mut self, count: usize, arch: &impl Arch, coherent: bool) -> Result<(), OutOfTables> {
+        while self.tables.len() < count && !self.tables.is_full() {
+            let spare = SpareTable::alloc(self.memory)?;
+            if !coherent {
+                arch.clean_to_poc(spare.table(), M::Granule::PAGE_SIZE);
+            }
+            self.tables.push(spare);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take(&mut self) -> Option<SpareTable<'m, M>> {
+        self.tables.pop()
+    }
+}

@@ -1,0 +1,106 @@
+//! A tree in a CPU's VTTBR_EL2, and the guest running on it.
+//!
+//! While the guest runs its CPU is in an extended quiescent state: grace periods do not wait for it. The VMID is published
+//! on every entry, so that a rollover either sees it or makes the entry ask anew.
+
+use core::marker::PhantomData;
+
+use super::Stage2;
+use crate::arch::Arch;
+use crate::cpu::CpuSlot;
+use crate::memory::TableMemory;
+use crate::quiescence::Reader;
+use crate::sync::Ordering;
+use crate::vmid::Vmid;
+
+/// Why the tree was not loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum LoadError {
+    /// The reader is of another machine.
+    ForeignReader,
+    /// This CPU has a tree loaded.
+    Loaded,
+    /// More CPUs run guests than there are VMIDs.
+    OutOfVmids,
+}
+
+/// Why the guest was not run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum RunError {
+    /// The reader is not the one of the CPU that has the tree loaded.
+    OtherCpu,
+    /// More CPUs run guests than there are VMIDs.
+    OutOfVmids,
+}
+
+/// This CPU has the tree in its VTTBR_EL2, until this is dropped.
+///
+/// Bound to the CPU: neither `Send` nor `Sync`. Should it be forgotten, the tree cannot be torn down; nothing worse.
+pub struct Loaded<'s, 'h, A: Arch, M: TableMemory> {
+    stage2: &'s Stage2<'h, A, M>,
+    slot: &'h CpuSlot,
+    vmid: Vmid,
+    not_send: PhantomData<*const ()>,
+}
+
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// Loads the tree on the reader's CPU: VTCR_EL2, VTTBR_EL2, HCR_EL2.{VM,FWB}.
+    ///
+    /// # Errors
+    /// [`LoadError::ForeignReader`]; [`LoadError::Loaded`] if another tree is loaded; [`LoadError::OutOfVmids`].
+    pub fn load(&self, reader: &Reader<'_>) -> Result<Loaded<'_, 'h, A, M>, LoadError> {
+        self.tree.check_reader(reader).map_err(|_| LoadError::ForeignReader)?;
+        let mmu = self.tree.mmu;
+        let slots = mmu.quiescence.slots();
+        let slot = slots.get(usize::from(reader.cpu().0)).ok_or(LoadError::ForeignReader)?;
+        if slot.loaded.swap(self.tree.id.0, Ordering::AcqRel) != 0 {
+            return Err(LoadError::Loaded);
+        }
+        let Ok(vmid) = mmu.vmids.enter(&self.tree.vmid, slot, slots, &mmu.arch) else {
+            slot.loaded.store(0, Ordering::Release);
+            return Err(LoadError::OutOfVmids);
+        };
+        mmu.arch.load(self.tree.registers(vmid));
+        Ok(Loaded { stage2: self, slot, vmid, not_send: PhantomData })
+    }
+}
+
+impl<'s, 'h, A: Arch, M: TableMemory> Loaded<'s, 'h, A, M> {
+    /// Runs the guest: `enter` is to do the ERET and to return at the next exception to EL2. No grace period waits
+    /// for this CPU meanwhile.
+    ///
+    /// # Errors
+    /// [`RunError::OtherCpu`], [`RunError::OutOfVmids`]; `enter` was not called.
+    #[inline(always)]
+    pub fn run<T>(&mut self, reader: &mut Reader<'_>, enter: impl FnOnce() -> T) -> Result<T, RunError> {
+        if !core::ptr::eq(self.slot, reader.slot()) {
+            return Err(RunError::OtherCpu);
+        }
+        let mmu = self.stage2.tree.mmu;
+        let vmid = mmu
+            .vmids
+            .enter(&self.stage2.tree.vmid, self.slot, mmu.quiescence.slots(), &mmu.arch)
+            .map_err(|_| RunError::OutOfVmids)?;
+        if vmid != self.vmid {
+            self.vmid = vmid;
+            mmu.arch.load(self.stage2.tree.registers(vmid));
+        }
+        Ok(reader.offline(enter))
+    }
+
+    /// The tree that is loaded.
+    pub fn stage2(&self) -> &'s Stage2<'h, A, M> {
+        self.stage2
+    }
+}
+
+impl<A: Arch, M: TableMemory> Drop for Loaded<'_, '_, A, M> {
+    fn drop(&mut self) {
+        let mmu = self.stage2.tree.mmu;
+        mmu.arch.unload();
+        mmu.vmids.leave(self.slot);
+        self.slot.loaded.store(0, Ordering::Release);
+    }
+}

@@ -1,0 +1,55 @@
+//! A guest's stage 2: what an embedder holds, one per guest.
+//!
+//! [`Stage2`] is shared by all CPUs (`&Stage2`); each operation borrows the calling CPU's [`Reader`]. Operations on ranges
+//! take one table's lock at a time, from low to high addresses.
+
+mod load;
+mod map;
+mod protect;
+mod query;
+mod root;
+mod unmap;
+
+pub use load::{LoadError, Loaded, RunError};
+pub use map::{MapCause, MapError};
+pub use protect::{ProtectCause, ProtectError};
+pub use query::{Mapping, QueryError};
+pub use root::{CreateError, FreezeError, Frozen, InUse};
+pub use unmap::{Removed, UnmapCause, UnmapError, Unmapped};
+pub(crate) use unmap::{covers, entries};
+
+use crate::addr::IpaRange;
+use crate::arch::Arch;
+use crate::dirty::LogState;
+use crate::error::ArgumentError;
+use crate::memory::TableMemory;
+use crate::quiescence::Reader;
+use crate::reclaim::ReclaimState;
+use crate::tree::Tree;
+use crate::walk::{ReadOnly, ReadWrite};
+
+/// One guest's stage-2 translation: its tree of tables and what belongs to it.
+pub struct Stage2<'h, A: Arch, M: TableMemory> {
+    pub(crate) tree: Tree<'h, A, M>,
+    pub(crate) log: LogState<'h>,
+    pub(crate) reclaim: ReclaimState<'h>,
+}
+
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// A read-only walk within the caller's read section.
+    #[inline(always)]
+    pub(crate) fn read_only<'r>(&'r self, reader: &'r Reader<'r>) -> ReadOnly<'r, 'h, A, M> {
+        ReadOnly::new(&self.tree, reader)
+    }
+
+    /// A read-write walk within the caller's read section.
+    #[inline(always)]
+    pub(crate) fn read_write<'r>(&'r self, reader: &'r Reader<'r>) -> ReadWrite<'r, 'h, A, M> {
+        ReadWrite::new(&self.tree, reader)
+    }
+
+    #[inline]
+    pub(crate) fn check(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), ArgumentError> {
+        self.tree.check(reader, range)
+    }
+}

@@ -1,0 +1,142 @@
+//! Protect and write-protect: permissions of live mappings.
+//!
+//! Changing S2AP or XN of a valid leaf needs no break (Arm ARM R_WHZWS lists what does; permissions are not in it). To
+//! *restrict* takes an invalidation before the new permission can be relied on; to *relax* takes none: a CPU with the stricter entry
+//! in its TLB faults, finds the tables fine, and invalidates locally.
+//!
+//! Taking write permission from a dirty page takes its dirty state too, so it is kept in the entry (*unpublished*) until the
+//! flush, and the dirty log is told after it: stores through stale TLB entries are over by then.
+
+use super::Stage2;
+use super::unmap::{FromCorrupt, covers, entries};
+use crate::addr::{IpaRange, Level};
+use crate::arch::{Arch, Dsb};
+use crate::descriptor::{Descriptor, Kind, Marker, Permissions};
+use crate::error::{ArgumentError, Corrupt, Stopped};
+use crate::geometry::granule::Granule;
+use crate::memory::TableMemory;
+use crate::quiescence::Reader;
+use crate::tlb::Gather;
+
+/// Why a range was not protected, or not all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum ProtectError {
+    /// Nothing was changed.
+    Argument(ArgumentError),
+    /// A prefix was changed.
+    Stopped(Stopped<ProtectCause>),
+}
+
+/// Why a protect stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum ProtectCause {
+    /// The range covers a part of a block.
+    PartOfBlock,
+    /// Something there is being changed by another CPU. Try again from there.
+    Retry,
+    /// The tree is corrupt.
+    Corrupt(Corrupt),
+}
+
+impl FromCorrupt for ProtectCause {
+    fn from_corrupt(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
+}
+
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// Gives what is mapped in `range` the `permissions`; holes are skipped.
+    ///
+    /// Locks one table at a time; allocates nothing; invalidates the range once if any permission was taken.
+    ///
+    /// # Errors
+    /// [`ProtectError::Argument`]: nothing was changed. [`ProtectError::Stopped`] with the prefix that is done.
+    pub fn protect(&self, reader: &Reader<'_>, range: IpaRange, permissions: Permissions) -> Result<(), ProtectError> {
+        let format = self.tree.format;
+        self.restrict_or_relax(reader, range, |leaf| format.with_permissions(leaf, permissions))
+    }
+
+    /// Makes the writable pages of `range` writable-clean: the next store to each faults (or, with hardware dirty
+    /// state, is noted). Pages that were dirty are told to the dirty log.
+    ///
+    /// Locks one table at a time; allocates nothing; invalidates the range once.
+    ///
+    /// # Errors
+    /// As [`Self::protect`].
+    pub fn write_protect(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), ProtectError> {
+        self.restrict_or_relax(reader, range, Descriptor::with_clean)
+    }
+
+    fn restrict_or_relax(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        change: impl Fn(Descriptor) -> Descriptor,
+    ) -> Result<(), ProtectError> {
+        self.check(reader, range).map_err(ProtectError::Argument)?;
+        let format = self.tree.format;
+        let mut gather = Gather::new(&self.tree, reader);
+        let mut unpublished = false;
+        let changed = self.for_each_locked(reader, range, |locked, part, first, count| {
+            let level = locked.level();
+            let mut restricted = false;
+            let mut stopped = Ok(());
+            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
+                let leaf = locked.read(index);
+                let cause = match leaf.kind(level) {
+                    Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Removing | Marker::Claimed) => continue,
+                    Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
+                        let old = locked.replace_leaf(index, |leaf| {
+                            let new = change(leaf);
+                            if leaf.is_dirty() && !new.is_dirty() { new.with_unpublished() } else { new }
+                        });
+                        let new = change(old);
+                        unpublished |= old.is_dirty() && !new.is_dirty();
+                        restricted |= (old.grants_write() && !new.grants_write())
+                            || !format.permissions(old).within(format.permissions(new));
+                        continue;
+                    }
+                    Kind::Marker(Marker::Frozen) if leaf.from_marker().is_none() => continue,
+                    Kind::Page(_) | Kind::Block(_) => ProtectCause::PartOfBlock,
+                    Kind::Marker(_) => ProtectCause::Retry,
+                    Kind::Reserved => ProtectCause::Corrupt(Corrupt { ipa, level }),
+                };
+                stopped = Err((ipa, cause));
+                break;
+            }
+            if restricted {
+                gather.leaves(part, level);
+            }
+            stopped
+        });
+        let relaxed_only = gather.is_empty();
+        let _quiet = gather.flush();
+        if relaxed_only {
+            self.tree.mmu.arch.dsb(Dsb::Ishst);
+        }
+        if unpublished {
+            self.publish_restricted(reader, range).map_err(|corrupt| {
+                ProtectError::Stopped(Stopped::at(range, corrupt.ipa, ProtectCause::Corrupt(corrupt)))
+            })?;
+        }
+        changed.map_err(|(at, cause)| ProtectError::Stopped(Stopped::at(range, at, cause)))
+    }
+
+    /// After the flush: tells the log of the pages that lost their dirty state with their permission.
+    fn publish_restricted(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), Corrupt> {
+        self.for_each_locked(reader, range, |locked, part, first, count| {
+            let level: Level = locked.level();
+            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
+                let leaf = locked.read(index);
+                if leaf.is_valid() && leaf.is_unpublished() {
+                    self.log.publish(ipa, M::Granule::shift(level), M::Granule::PAGE_SHIFT);
+                    locked.replace_leaf(index, Descriptor::with_published);
+                }
+            }
+            Ok(())
+        })
+        .map_err(|(_, corrupt)| corrupt)
+    }
+}

@@ -1,0 +1,344 @@
+//! Unmap: mark, flush, settle.
+//!
+//! 1. *Mark.* Each leaf of the range becomes a [`Marker::Removing`], under its table's lock. It keeps the frame's address and the
+//!    dirty state, so a concurrent scan reads the truth and a concurrent fault waits; a new mapping cannot take the
+//!    place of one that TLBs still hold (break-before-make).
+//! 2. *Flush.* One for the whole range.
+//! 3. *Settle.* Markers become none. Where frames are handed back one by one, a batch of markers is first *claimed*, so that each
+//!    frame is handed back exactly once, and the caller is called with no lock held. The dirty log is told of a dirty page
+//!    before its marker goes: a scan reads the entry first, then the log, and so sees one or the other.
+//!
+//! An unmap that meets the markers of another includes them in its own flush, and settles those it finds still
+//! unclaimed: its flush came after it saw them.
+//!
+//! A table that was emptied is *hinted* to the reclaimer. Unmap allocates nothing.
+
+use arrayvec::ArrayVec;
+
+use super::Stage2;
+use crate::addr::{Ipa, IpaRange, Level, Pa};
+use crate::arch::{Arch, Dsb};
+use crate::descriptor::{Descriptor, Kind, Marker};
+use crate::error::{ArgumentError, Corrupt, Stopped};
+use crate::geometry::granule::Granule;
+use crate::memory::TableMemory;
+use crate::quiescence::{Quiescing, Reader};
+use crate::tlb::Gather;
+use crate::walk::Locked;
+
+/// Frames handed back between two takings of the table's lock.
+const BATCH: usize = 32;
+
+/// Why an unmap stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum UnmapCause {
+    /// The range covers a part of a block.
+    PartOfBlock,
+    /// Something there is being changed by another CPU. Try again from there.
+    Retry,
+    /// The tree is corrupt.
+    Corrupt(Corrupt),
+}
+
+/// Why a range was not unmapped, or not all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum UnmapError {
+    /// Nothing was changed.
+    Argument(ArgumentError),
+    /// A prefix was unmapped.
+    Stopped(Stopped<UnmapCause>),
+}
+
+/// What an unmap did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Unmapped {
+    /// Leaves removed.
+    pub leaves: u64,
+    /// Those of them that were dirty.
+    pub dirty: u64,
+}
+
+/// A leaf that was removed and is in no TLB any more. Until the callback that was given this returns, a fault there waits:
+/// its content can be moved elsewhere meanwhile.
+pub struct Removed<'q> {
+    /// The first address it translated.
+    pub ipa: Ipa,
+    /// Its level, and so its size.
+    pub level: Level,
+    /// Whether the guest wrote to it since it was last cleaned.
+    pub dirty: bool,
+    /// The frame. Readers such as a harvester that copies may still look at it, so it can be had for reuse only
+    /// after a grace period.
+    pub frame: Quiescing<'q, Pa>,
+}
+
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// Unmaps `range`; holes are skipped. For a backing that owns frames by region. Frames may still be read by
+    /// software until a grace period begun after the return is over.
+    ///
+    /// Locks one table at a time; allocates nothing; invalidates the range once.
+    ///
+    /// # Errors
+    /// [`UnmapError::Argument`]: nothing was changed. [`UnmapError::Stopped`] with the prefix that is unmapped and stays so.
+    pub fn unmap(&self, reader: &Reader<'_>, range: IpaRange) -> Result<Unmapped, UnmapError> {
+        self.unmap_by(reader, range, |range| self.settle(reader, range))
+    }
+
+    /// Unmaps `range` and hands each leaf to `release`, once, with no lock held. See [`Self::unmap`].
+    ///
+    /// # Errors
+    /// As [`Self::unmap`].
+    pub fn unmap_with(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        mut release: impl FnMut(Removed<'h>),
+    ) -> Result<Unmapped, UnmapError> {
+        self.unmap_by(reader, range, |range| self.settle_with(reader, range, &mut release))
+    }
+
+    fn unmap_by(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        settle: impl FnOnce(IpaRange) -> Result<Unmapped, Corrupt>,
+    ) -> Result<Unmapped, UnmapError> {
+        self.check(reader, range).map_err(UnmapError::Argument)?;
+        let mut gather = Gather::new(&self.tree, reader);
+        let marked = self.mark(reader, range, &mut gather);
+        let _quiet = gather.flush();
+        let done = match &marked {
+            Ok(()) => Some(range),
+            Err(stopped) => stopped.done,
+        };
+        let settled = match done.map(settle) {
+            Some(Ok(unmapped)) => unmapped,
+            Some(Err(corrupt)) => {
+                return Err(UnmapError::Stopped(Stopped::at(range, corrupt.ipa, UnmapCause::Corrupt(corrupt))));
+            }
+            None => Unmapped::default(),
+        };
+        self.tree.mmu.arch.dsb(Dsb::Ishst);
+        marked.map_err(UnmapError::Stopped)?;
+        Ok(settled)
+    }
+
+    /// Step 1. Also counts what is in the way.
+    fn mark(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        gather: &mut Gather<'_, 'h, A, M>,
+    ) -> Result<(), Stopped<UnmapCause>> {
+        self.for_each_locked(reader, range, |locked, part, first, count| {
+            let level = locked.level();
+            let mut marked = false;
+            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
+                let old = locked.read(index);
+                let cause = match old.kind(level) {
+                    Kind::Invalid | Kind::Table(_) => continue,
+                    Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
+                        locked.replace_leaf(index, |leaf| leaf.into_marker(Marker::Removing));
+                        marked = true;
+                        continue;
+                    }
+                    Kind::Marker(Marker::Removing | Marker::Claimed) => {
+                        marked = true;
+                        continue;
+                    }
+                    Kind::Marker(Marker::Frozen) if old.from_marker().is_none() => continue,
+                    Kind::Page(_) | Kind::Block(_) => UnmapCause::PartOfBlock,
+                    Kind::Marker(_) => UnmapCause::Retry,
+                    Kind::Reserved => UnmapCause::Corrupt(Corrupt { ipa, level }),
+                };
+                gather.leaves(part, level);
+                return Err((ipa, cause));
+            }
+            if marked {
+                gather.leaves(part, level);
+            }
+            Ok(())
+        })
+        .map_err(|(at, cause)| Stopped::at(range, at, cause))
+    }
+
+    /// Step 3, when nobody wants the frames one by one.
+    fn settle(&self, reader: &Reader<'_>, range: IpaRange) -> Result<Unmapped, Corrupt> {
+        let mut unmapped = Unmapped::default();
+        self.for_each_locked(reader, range, |locked, part, first, count| {
+            let level = locked.level();
+            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
+                let old = locked.read(index);
+                if old.marker() == Some(Marker::Removing) {
+                    unmapped.add(old);
+                    self.finish(locked, index, ipa, old);
+                }
+            }
+            self.hint_if_empty(locked);
+            Ok(())
+        })
+        .map_err(|(_, corrupt)| corrupt)?;
+        Ok(unmapped)
+    }
+
+    /// Step 3, handing each frame to `release`.
+    fn settle_with(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        release: &mut impl FnMut(Removed<'h>),
+    ) -> Result<Unmapped, Corrupt> {
+        let mut unmapped = Unmapped::default();
+        // Begun after the marks: no walk of a later section finds the frames.
+        let period = self.tree.mmu.quiescence.begin();
+        let mut rest = Some(range);
+        while let Some(left) = rest {
+            let mut claimed: ArrayVec<(Ipa, Level, Descriptor), BATCH> = ArrayVec::new_const();
+            let mut next = None;
+            self.for_each_locked(reader, left, |locked, part, first, count| {
+                let level = locked.level();
+                for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
+                    let old = locked.read(index);
+                    if old.marker() != Some(Marker::Removing) {
+                        continue;
+                    }
+                    if claimed.is_full() {
+                        next = Some(ipa);
+                        return Err((ipa, None));
+                    }
+                    locked.replace(index, old.into_marker(Marker::Claimed));
+                    claimed.push((ipa, level, old));
+                }
+                Ok(())
+            })
+            .or_else(|(_, corrupt)| corrupt.map_or(Ok(()), Err))?;
+            for &(ipa, level, old) in &claimed {
+                unmapped.add(old);
+                let frame = self.tree.mmu.quiescence.retire_in(old.address(), period);
+                release(Removed { ipa, level, dirty: old.is_dirty(), frame });
+            }
+            for &(ipa, level, old) in &claimed {
+                let mut locked = self.read_write(reader).lock(ipa, level)?;
+                let index = locked.index;
+                self.finish(&mut locked, index, ipa, old);
+                self.hint_if_empty(&mut locked);
+            }
+            rest = next.and_then(|next| left.starting_at(next));
+        }
+        Ok(unmapped)
+    }
+
+    /// The end of one leaf: first the log, then the entry.
+    fn finish(&self, locked: &mut Locked<'_, '_, A, M>, index: usize, ipa: Ipa, old: Descriptor) {
+        if old.is_dirty() {
+            self.log.publish(ipa, M::Granule::shift(locked.level()), M::Granule::PAGE_SHIFT);
+        }
+        locked.replace(index, Descriptor::NONE);
+    }
+
+    /// Tells the reclaimer of a table that is empty now. A root is never reclaimed.
+    pub(crate) fn hint_if_empty(&self, locked: &mut Locked<'_, '_, A, M>) {
+        if locked.occupied() == 0 && locked.level() > self.tree.geometry.start_level() {
+            self.reclaim.hint(locked.table());
+        }
+    }
+
+    /// Locks each table that holds leaves of `range`, from low to high addresses, and shows it to `change` with the part of
+    /// the range it covers, the first entry and how many. Holes above level 3 are skipped without a lock.
+    pub(crate) fn for_each_locked<E: FromCorrupt>(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        mut change: impl FnMut(&mut Locked<'_, 'h, A, M>, IpaRange, usize, usize) -> Result<(), (Ipa, E)>,
+    ) -> Result<(), (Ipa, E)> {
+        let looking = self.read_only(reader);
+        let walk = self.read_write(reader);
+        let corrupt = |corrupt: Corrupt| (corrupt.ipa, E::from_corrupt(corrupt));
+        let mut rest = Some(range);
+        while let Some(left) = rest {
+            // A hole is skipped at the level it begins at; then the lock is taken on what was found, or deeper.
+            let mut result = Ok(());
+            let mut resume = None;
+            looking
+                .visit(left, |visit| {
+                    result = match walk.lock(visit.range.start(), visit.table.level) {
+                        Err(found) => Err(corrupt(found)),
+                        Ok(mut locked) if locked.level() == visit.table.level => {
+                            let below = locked.level() < Level::LEAF
+                                && locked.read(locked.index).next_table(locked.level()).is_some();
+                            if below {
+                                // A table was linked here since: look again.
+                                resume = Some(visit.range.start());
+                                return false;
+                            }
+                            change(&mut locked, visit.range, visit.first, visit.count)
+                        }
+                        Ok(_) => {
+                            // The table was detached since: look again.
+                            resume = Some(visit.range.start());
+                            return false;
+                        }
+                    };
+                    result.is_ok()
+                })
+                .map_err(corrupt)?;
+            result?;
+            rest = resume.and_then(|at| left.starting_at(at));
+        }
+        Ok(())
+    }
+}
+
+/// An operation's cause that a corrupt descriptor can be.
+pub(crate) trait FromCorrupt {
+    fn from_corrupt(corrupt: Corrupt) -> Self;
+}
+
+impl FromCorrupt for Corrupt {
+    fn from_corrupt(corrupt: Corrupt) -> Self {
+        corrupt
+    }
+}
+
+impl FromCorrupt for Option<Corrupt> {
+    fn from_corrupt(corrupt: Corrupt) -> Self {
+        Some(corrupt)
+    }
+}
+
+impl FromCorrupt for UnmapCause {
+    fn from_corrupt(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
+}
+
+impl Unmapped {
+    fn add(&mut self, old: Descriptor) {
+        self.leaves += 1;
+        self.dirty += u64::from(old.is_dirty());
+    }
+}
+
+/// The `count` entries from `first` on, with the first address of the range that each translates.
+#[inline(always)]
+pub(crate) fn entries<G: Granule>(
+    start: Ipa,
+    level: Level,
+    first: usize,
+    count: usize,
+) -> impl Iterator<Item = (usize, Ipa)> {
+    let base = start.align_down(G::shift(level));
+    (0..count).map(move |n| {
+        let ipa = base.offset((n as u64) << G::shift(level));
+        (first + n, if n == 0 { start } else { ipa })
+    })
+}
+
+/// Whether `part` covers all that the entry for `ipa` translates.
+#[inline(always)]
+pub(crate) fn covers<G: Granule>(part: IpaRange, ipa: Ipa, level: Level) -> bool {
+    part.contains(ipa.align_down(G::shift(level))) && part.contains(G::entry_last(ipa, level))
+}

@@ -1,0 +1,103 @@
+//! A tree: root, geometry, identity. What walks descend and invalidations name.
+
+use crate::addr::{Ipa, IpaRange, Level, Pa};
+use crate::arch::{Arch, Stage2Registers};
+use crate::descriptor::{Descriptor, Format};
+use crate::error::{ArgumentError, Corrupt};
+use crate::geometry::{Geometry, granule::Granule};
+use crate::memory::{TableMemory, TablePage, TreeId};
+use crate::mmu::Mmu;
+use crate::quiescence::Reader;
+use crate::sync::Ordering;
+use crate::vmid::{TreeVmid, Vmid};
+
+const VTTBR_VMID_SHIFT: u32 = 48;
+
+/// One guest's tree.
+pub(crate) struct Tree<'h, A: Arch, M: TableMemory> {
+    pub(crate) mmu: &'h Mmu<'h, A, M>,
+    pub(crate) geometry: Geometry<M::Granule>,
+    pub(crate) format: Format,
+    pub(crate) root: Pa,
+    /// VTTBR_EL2 without the VMID.
+    pub(crate) vttbr: u64,
+    pub(crate) id: TreeId,
+    pub(crate) vmid: TreeVmid,
+}
+
+/// A table as a walk found it, for as long as its read section lasts. It can be read, and only that.
+#[derive(Clone, Copy)]
+pub(crate) struct Table<'r> {
+    pub(crate) page: TablePage<'r>,
+    pub(crate) pa: Pa,
+    pub(crate) level: Level,
+}
+
+impl Table<'_> {
+    /// One single-copy atomic load. Acquire: what the entry points to is seen as it was when linked.
+    #[inline(always)]
+    pub(crate) fn read(&self, index: usize) -> Descriptor {
+        self.page
+            .entries
+            .get(index)
+            .map_or(Descriptor::NONE, |entry| Descriptor::from_raw(entry.load(Ordering::Acquire)))
+    }
+}
+
+impl<'h, A: Arch, M: TableMemory> Tree<'h, A, M> {
+    /// The root table that translates `ipa`: one of up to 16 concatenated ones.
+    #[inline(always)]
+    pub(crate) fn root_table<'r>(&'r self, ipa: Ipa) -> Result<Table<'r>, Corrupt> {
+        self.root_at(self.geometry.root_index(ipa)).ok_or(Corrupt { ipa, level: self.geometry.start_level() })
+    }
+
+    /// The root table with the given place in the concatenation.
+    #[inline(always)]
+    pub(crate) fn root_at(&self, index: usize) -> Option<Table<'_>> {
+        let pa = self.root.offset(index as u64 * M::Granule::PAGE_SIZE);
+        Some(Table { page: self.mmu.memory.table(pa)?, pa, level: self.geometry.start_level() })
+    }
+
+    /// The table an entry of a table of `level` points to.
+    ///
+    /// `None` if the entry points to none; [`Corrupt`] if it points to something that is no table of ours.
+    #[inline(always)]
+    pub(crate) fn child<'r>(&'r self, ipa: Ipa, level: Level, entry: Descriptor) -> Result<Option<Table<'r>>, Corrupt> {
+        let (Some(pa), Some(child)) = (entry.next_table(level), level.child()) else { return Ok(None) };
+        match self.mmu.memory.table(pa) {
+            Some(page) => Ok(Some(Table { page, pa, level: child })),
+            None => Err(Corrupt { ipa, level }),
+        }
+    }
+
+    /// What VTCR_EL2 and VTTBR_EL2 hold for this tree under `vmid`.
+    #[inline(always)]
+    pub(crate) fn registers(&self, vmid: Vmid) -> Stage2Registers {
+        Stage2Registers {
+            vtcr: self.geometry.vtcr().raw(),
+            vttbr: self.vttbr | u64::from(vmid.raw()) << VTTBR_VMID_SHIFT,
+            fwb: self.format.fwb,
+        }
+    }
+
+    /// The checks every operation begins with: the reader is of this machine, the range is whole pages and below the IPA size.
+    #[inline]
+    pub(crate) fn check(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), ArgumentError> {
+        self.check_reader(reader)?;
+        let whole = range.start().is_aligned(M::Granule::PAGE_SHIFT)
+            && range.last().raw() & (M::Granule::PAGE_SIZE - 1) == M::Granule::PAGE_SIZE - 1;
+        if !whole {
+            return Err(ArgumentError::Misaligned(range));
+        }
+        if !self.geometry.contains(range) {
+            return Err(ArgumentError::BeyondIpaSize(range));
+        }
+        Ok(())
+    }
+
+    /// Only a reader of this machine's domain keeps this machine's tables from being freed.
+    #[inline(always)]
+    pub(crate) fn check_reader(&self, reader: &Reader<'_>) -> Result<(), ArgumentError> {
+        if reader.is_of(&self.mmu.quiescence) { Ok(()) } else { Err(ArgumentError::ForeignReader) }
+    }
+}

@@ -1,0 +1,242 @@
+//! The read-write walk: locks one table, once it is sure to be the right one.
+//!
+//! # Protocol
+//! 1. Descend as the read-only walk does, keeping the address and the *value* of the descriptor that led to the table.
+//! 2. Lock the table.
+//! 3. Re-read that descriptor and compare. A table descriptor is only ever cleared with the child's lock held (rule 3), so
+//!    whoever holds the child's lock and finds the parent unchanged holds a table that is linked, and stays so until he
+//!    unlocks. Compare the table's owner and base too.
+//! 4. Unchanged: [`Locked`], the only type that can store, is handed out. Changed: unlock and begin again from the root.
+//!    After [`OPTIMISTIC_TRIES`] the locks are coupled down from the root instead, so that the walk cannot fail.
+//!
+//! The read section spans all of it, so that the table cannot have been freed and recycled between 1 and 3: an equal value
+//! means the same table, not another one at the same place (no ABA).
+//!
+//! To compare the *leaf* with an old value would prove nothing: a detached table is all none.
+
+use super::{Position, descend};
+use crate::addr::{Ipa, Level, Pa};
+use crate::arch::Arch;
+use crate::descriptor::Descriptor;
+use crate::error::Corrupt;
+use crate::geometry::granule::Granule;
+use crate::memory::{Guarded, SpareTable, TableMemory, TableState, TreeId};
+use crate::quiescence::Reader;
+use crate::sync::{MutexGuard, Ordering};
+use crate::tree::{Table, Tree};
+use crate::twin;
+
+/// How often a walk starts over before it couples locks.
+const OPTIMISTIC_TRIES: usize = 4;
+
+/// A read-write walk.
+#[doc(alias = "pte_offset_map_rw_nolock")]
+pub(crate) struct ReadWrite<'r, 'h, A: Arch, M: TableMemory> {
+    tree: &'r Tree<'h, A, M>,
+    section: &'r Reader<'r>,
+}
+
+/// A table, locked and revalidated: the right to store to it.
+pub(crate) struct Locked<'r, 'h, A: Arch, M: TableMemory> {
+    tree: &'r Tree<'h, A, M>,
+    table: Table<'r>,
+    guarded: MutexGuard<'r, Guarded>,
+    /// The entry the walk was for.
+    pub(crate) index: usize,
+}
+
+/// A table that was taken out of its tree: the hardware and readers may still be looking at it.
+#[must_use = "an unlinked table has to go through the reclaimer"]
+pub(crate) struct UnlinkedTable(pub(crate) Pa);
+
+/// Why a table was not taken out of its tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kept {
+    /// It is not empty any more; it may be hinted again.
+    InUse,
+    /// Its parent is frozen; it may be tried again after the thaw.
+    Frozen,
+    /// Its parent does not point to it.
+    Elsewhere,
+}
+
+impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
+    /// Begins a walk of `tree` in the read section of `section`.
+    #[inline(always)]
+    pub(crate) fn new(tree: &'r Tree<'h, A, M>, section: &'r Reader<'r>) -> Self {
+        section.count().walks_read_write(1);
+        Self { tree, section }
+    }
+
+    /// Locks the table of level `stop` on the way to `ipa`, or the deepest there is above it.
+    #[inline(always)]
+    pub(crate) fn lock(&self, ipa: Ipa, stop: Level) -> Result<Locked<'r, 'h, A, M>, Corrupt> {
+        for _ in 0..OPTIMISTIC_TRIES {
+            let found = descend(self.tree, self.section, ipa, stop)?;
+            let guarded = found.table.page.meta.lock();
+            if !twin::RECHECK || found.parent.is_none_or(|parent| parent.is_unchanged()) {
+                return self.admit(ipa, found, guarded);
+            }
+            drop(guarded);
+            self.section.count().revalidation_retries(1);
+        }
+        self.couple(ipa, stop)
+    }
+
+    /// Takes each lock before letting go of the one above: nothing on the path can be detached meanwhile.
+    #[cold]
+    fn couple(&self, ipa: Ipa, stop: Level) -> Result<Locked<'r, 'h, A, M>, Corrupt> {
+        self.section.count().coupled_walks(1);
+        let mut table = self.tree.root_table(ipa)?;
+        let mut guarded = table.page.meta.lock();
+        loop {
+            let index = M::Granule::index(ipa, table.level);
+            let value = table.read(index);
+            if table.level < stop
+                && let Some(child) = self.tree.child(ipa, table.level, value)?
+            {
+                let below = child.page.meta.lock();
+                guarded = below;
+                table = child;
+            } else {
+                return self.admit(ipa, Position { table, index, value, parent: None }, guarded);
+            }
+        }
+    }
+
+    /// The parent says this is the table; does the table say so too? If not, somebody else wrote the parent.
+    #[inline(always)]
+    fn admit(
+        &self,
+        ipa: Ipa,
+        found: Position<'r>,
+        guarded: MutexGuard<'r, Guarded>,
+    ) -> Result<Locked<'r, 'h, A, M>, Corrupt> {
+        let level = found.table.level;
+        let is_ours = guarded.owner == self.tree.id
+            && guarded.level == level
+            && guarded.base == M::Granule::table_base(ipa, level);
+        if is_ours || !twin::RECHECK {
+            Ok(Locked { tree: self.tree, table: found.table, guarded, index: found.index })
+        } else {
+            Err(Corrupt { ipa, level })
+        }
+    }
+}
+
+impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
+    /// The table's level.
+    #[inline(always)]
+    pub(crate) fn level(&self) -> Level {
+        self.table.level
+    }
+
+    /// The table, to be read.
+    #[inline(always)]
+    pub(crate) fn table(&self) -> Table<'r> {
+        self.table
+    }
+
+    /// The entry at `index`.
+    #[inline(always)]
+    pub(crate) fn read(&self, index: usize) -> Descriptor {
+        self.table.read(index)
+    }
+
+    /// How many entries hold something.
+    #[inline(always)]
+    pub(crate) fn occupied(&self) -> u16 {
+        self.guarded.occupied
+    }
+
+    /// Replaces the entry at `index` and returns what was there: where the hardware may write it too, in one
+    /// atomic exchange, so that no dirty bit it set is lost.
+    #[inline(always)]
+    pub(crate) fn replace(&mut self, index: usize, new: Descriptor) -> Descriptor {
+        let Some(entry) = self.table.page.entries.get(index) else { return Descriptor::NONE };
+        if new.is_dirty() || new.has_dbm() {
+            self.table.page.meta.set_may_be_dirty();
+        }
+        let old = if self.tree.format.dbm {
+            entry.swap(new.raw(), Ordering::AcqRel)
+        } else {
+            let old = entry.load(Ordering::Relaxed);
+            // Release: a table that is linked is seen as it was prepared.
+            entry.store(new.raw(), Ordering::Release);
+            old
+        };
+        let old = Descriptor::from_raw(old);
+        self.guarded.occupied += u16::from(!new.is_none());
+        self.guarded.occupied -= u16::from(!old.is_none());
+        old
+    }
+
+    /// Changes the valid leaf at `index` to what `change` makes of it, and returns what it was. Where the hardware may set
+    /// its dirty bit meanwhile, `change` is applied to what the entry really held when it was replaced.
+    #[inline(always)]
+    pub(crate) fn replace_leaf(&mut self, index: usize, change: impl Fn(Descriptor) -> Descriptor) -> Descriptor {
+        let Some(entry) = self.table.page.entries.get(index) else { return Descriptor::NONE };
+        let mut old = self.read(index);
+        loop {
+            let new = change(old);
+            if new.is_dirty() || new.has_dbm() {
+                self.table.page.meta.set_may_be_dirty();
+            }
+            if !self.tree.format.dbm {
+                entry.store(new.raw(), Ordering::Release);
+                return old;
+            }
+            // Only AF and S2AP[1] can have changed: twice at most.
+            match entry.compare_exchange(old.raw(), new.raw(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return old,
+                Err(now) => old = Descriptor::from_raw(now),
+            }
+        }
+    }
+
+    /// Links `spare` as the table for `ipa` at `index`, which holds nothing. Publishing it takes a DSB ISHST after
+    /// unlocking.
+    pub(crate) fn link(&mut self, index: usize, ipa: Ipa, spare: SpareTable<'_, M>) {
+        let Some(level) = self.level().child() else { return };
+        let pa = spare.table();
+        let Some(page) = self.tree.mmu.memory.table(pa) else { return };
+        adopt(page.meta, self.tree.id, M::Granule::table_base(ipa, level), level);
+        self.replace(index, Descriptor::table(spare.into_linked()));
+    }
+
+    /// Clears the entry at `index` if it points to `child` and that table is empty; both locks are held when it does.
+    /// The child's identity is gone with it.
+    pub(crate) fn detach_empty(&mut self, index: usize, child: Pa) -> Result<UnlinkedTable, Kept> {
+        let entry = self.read(index);
+        let page = self.tree.mmu.memory.table(child).ok_or(Kept::Elsewhere)?;
+        if entry.next_table(self.level()) != Some(child) {
+            return Err(Kept::Elsewhere);
+        }
+        if !entry.is_valid() {
+            return Err(Kept::Frozen);
+        }
+        let mut below = page.meta.lock();
+        if below.occupied != 0 {
+            // Under its lock, so that whoever empties it next can hint it again.
+            page.meta.set_state(TableState::Live);
+            return Err(Kept::InUse);
+        }
+        if !twin::CHILD_LOCK {
+            drop(below);
+            self.replace(index, Descriptor::NONE);
+            return Ok(UnlinkedTable(child));
+        }
+        below.owner = TreeId::NONE;
+        page.meta.set_state(TableState::Unlinked);
+        self.replace(index, Descriptor::NONE);
+        Ok(UnlinkedTable(child))
+    }
+}
+
+/// Makes a table page part of a tree, before it is linked.
+pub(crate) fn adopt(meta: &crate::memory::TableMeta, owner: TreeId, base: Ipa, level: Level) {
+    *meta.lock() = Guarded { owner, base, occupied: 0, level };
+    meta.clear_may_be_dirty();
+    meta.set_link(None);
+    meta.set_state(TableState::Live);
+}
