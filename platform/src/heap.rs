@@ -1,0 +1,24 @@
+//! A small heap. Only [`guest_tree`](crate::guest_tree) needs it: crate vm-fdt builds the device tree in vectors.
+
+use core::{cell::UnsafeCell, mem::MaybeUninit};
+
+use linked_list_allocator::LockedHeap;
+
+const SIZE: usize = 256 << 10;
+
+#[repr(align(16))]
+struct Memory(UnsafeCell<[MaybeUninit<u8>; SIZE]>);
+
+// SAFETY: only the allocator accesses it, under its lock.
+unsafe impl Sync for Memory {}
+
+static MEMORY: Memory = Memory(UnsafeCell::new([MaybeUninit::uninit(); SIZE]));
+
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
+
+/// Once, at boot.
+pub(crate) fn init() {
+    // SAFETY: the memory is static and nobody else's; this is called once.
+    unsafe { HEAP.lock().init(MEMORY.0.get().cast(), SIZE) };
+}
