@@ -1,6 +1,6 @@
 //! What each CPU owns: one slot, on lines of its own.
 //!
-//! A slot is written by its CPU alone, except for [`CpuSlot::running`], which a VMID rollover takes by exchange. Others
+//! A slot is written by its CPU alone, except for `CpuSlot::running`, which a VMID rollover takes by exchange. Others
 //! read it: the reclaimer the epoch, a rollover the VMIDs, a teardown the loaded tree, anybody the counters. So a CPU at
 //! work dirties no line that another CPU at work needs.
 

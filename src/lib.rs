@@ -1,8 +1,32 @@
 #![no_std]
-#![cfg_attr(docsrs, feature(doc_cfg))]
-//! stage2
+#![doc = include_str!("../README.md")]
+//!
+//! # The protocol on one page
+//!
+//! A *table* is a page of descriptors that the hardware walks. Beside it, never inside, stands its metadata: a lock, the count of
+//! occupied entries, owner, level and base. Metadata outlives its table.
+//!
+//! - **Look**: within a read section (between two quiescent states of the CPU's [`Reader`]) descend from the root, one load
+//!   a level. No lock, no store. What is seen was true at some instant of the section.
+//! - **Change**: descend likewise, remembering address and value of the entry that led to the table; lock the table;
+//!   re-read that entry; if it changed, unlock and start over. If not, the table is linked and stays so until unlocked.
+//! - **Remove a mapping**: turn the entry into a marker; flush (`Gather`, DSB, TLBI, DSB, ...); then clear it. A fault that meets a
+//!   marker waits, a scan that meets one reads the truth.
+//! - **Remove a table**: lock parent and child, see that the child is empty, clear the parent's entry; flush; wait
+//!   until no reader can be in it (a grace period); give it back.
+//!
+//! Everything rests on two facts. A table's entry is cleared only with *both* locks held, so whoever holds the child's lock
+//! and finds the parent unchanged has a linked table. And no table seen in a read section is freed before the section's
+//! end, so an unchanged parent means the same table. `docs/locking.md` has the states, the order and every barrier.
+//!
+//! # Modules
+//!
+//! Dependencies point one way: [`addr`], [`geometry`], `sync` → [`descriptor`] → [`quiescence`] → [`memory`], [`arch`] → [`mmu`], tree →
+//! walk → tlb → [`stage2`](mod@stage2) → [`fault`], [`dirty`], [`reclaim`].
+
 #[cfg(any(test, loom, feature = "model"))]
 extern crate std;
+
 pub mod addr;
 pub mod arch;
 pub mod cpu;
@@ -24,3 +48,8 @@ mod tree;
 mod twin;
 pub mod vmid;
 mod walk;
+
+pub use addr::{Ipa, IpaRange, Level, Pa};
+pub use mmu::Mmu;
+pub use quiescence::Reader;
+pub use stage2::Stage2;

@@ -1,6 +1,6 @@
 //! CPU against MMU: barriers, TLB invalidation, address translation, cache maintenance, the stage-2 registers.
 //!
-//! [`Arch`] is an instance, not a set of static functions, so that a test can have many of them. [`Aarch64`] issues the
+//! [`Arch`] is an instance, not a set of static functions, so that a test can have many of them. `Aarch64` issues the
 //! instructions; `ModelMmu` (feature `model`) stands in for a machine on a host.
 
 #[cfg(target_arch = "aarch64")]

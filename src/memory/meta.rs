@@ -45,7 +45,7 @@ pub(crate) struct Guarded {
     pub(crate) level: Level,
 }
 
-/// The metadata of one table: see the [module](self). One cache line, its own.
+/// The metadata of one table. One cache line, its own.
 #[repr(align(64))]
 pub struct TableMeta {
     guarded: Mutex<Guarded>,

@@ -39,8 +39,8 @@ use list::{HintList, List};
 
 /// Tables that may wait for grace periods at once.
 pub const MAX_WAITING: u32 = 1024;
-/// Batches that may.
-const MAX_BATCHES: usize = 8;
+/// Batches that may; each is what one call of [`Stage2::reclaim`] unlinked.
+pub const MAX_BATCHES: usize = 8;
 
 /// What one call of [`Stage2::reclaim`] did, and what is left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -161,6 +161,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     ///
     /// # Errors
     /// Gives the tree back, unchanged, if a CPU has it loaded or the reader is of another machine.
+    #[expect(clippy::result_large_err, reason = "the tree is given back by value, once in its life")]
     pub fn teardown(self, reader: &Reader<'_>) -> Result<(), (Self, InUse)> {
         if self.tree.check_reader(reader).is_err() {
             return Err((self, InUse::ForeignReader));
