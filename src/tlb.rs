@@ -201,7 +201,8 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
 }
 
 /// Invalidates on this CPU alone what translates `ipa`: after a permission was relaxed, or when a fault turns out to have
-/// come from a cached entry that is stricter than the tables. The CPU has the tree loaded.
+/// come from a cached entry that is stricter than the tables. The CPU has the tree loaded: faults are resolved by
+/// [`Loaded`](crate::stage2::Loaded) alone.
 ///
 /// Without it the guest would fault for ever: the cached entry is not replaced as long as it is there.
 #[doc(alias = "flush_tlb_fix_spurious_fault")]

@@ -8,7 +8,7 @@ use crate::geometry::{Geometry, granule::Granule};
 use crate::memory::{TableMemory, TablePage, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::Reader;
-use crate::sync::Ordering;
+use crate::sync::{AtomicBool, Ordering};
 use crate::vmid::{TreeVmid, Vmid};
 
 const VTTBR_VMID_SHIFT: u32 = 48;
@@ -23,6 +23,8 @@ pub(crate) struct Tree<'h, A: Arch, M: TableMemory> {
     pub(crate) vttbr: u64,
     pub(crate) id: TreeId,
     pub(crate) vmid: TreeVmid,
+    /// Whether the root is frozen: faults wait.
+    pub(crate) frozen: AtomicBool,
 }
 
 /// A table as a walk found it, for as long as its read section lasts. It can be read, and only that.

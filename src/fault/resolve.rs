@@ -12,7 +12,8 @@ use crate::fault::decode::Access;
 use crate::geometry::granule::Granule;
 use crate::memory::{Spares, TableMemory};
 use crate::quiescence::Reader;
-use crate::stage2::{MapCause, Stage2};
+use crate::stage2::{Loaded, MapCause, Stage2};
+use crate::sync::Ordering;
 use crate::tlb::{Gather, relax_local};
 
 /// What the embedder does after a fault.
@@ -35,8 +36,8 @@ pub enum Outcome {
 pub enum FaultError {
     /// The exception is no stage-2 fault.
     NotAnAbort(NotAnAbort),
-    /// The reader is of another machine.
-    ForeignReader,
+    /// The reader is not the one of the CPU that has the tree loaded.
+    OtherCpu,
     /// There is no table page left, and none to be expected. The guest cannot go on.
     OutOfTables,
     /// The tree is corrupt.
@@ -102,8 +103,9 @@ impl Need {
     }
 }
 
-impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
-    /// Resolves the fault that this CPU's guest has taken.
+impl<A: Arch, M: TableMemory> Loaded<'_, '_, A, M> {
+    /// Resolves the fault that the guest has taken on this CPU. The tree has to be loaded there: addresses are translated
+    /// and TLB entries invalidated for what VTTBR_EL2 holds.
     ///
     /// Locks at most one table at a time, and calls `backing` with none locked; allocates tables with none locked. Invalidates
     /// nothing but, after a permission was relaxed or turns out to be fine, this CPU's own entries for the address.
@@ -116,9 +118,16 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         backing: &impl Backing,
         syndrome: Syndrome,
     ) -> Result<Outcome, FaultError> {
-        self.tree.check_reader(reader).map_err(|_| FaultError::ForeignReader)?;
-        let abort = decode(syndrome, &self.tree.mmu.features).map_err(FaultError::NotAnAbort)?;
-        let outcome = self.resolve_abort(reader, backing, &abort)?;
+        if !self.is_of(reader) {
+            return Err(FaultError::OtherCpu);
+        }
+        let stage2 = self.stage2();
+        let abort = decode(syndrome, &stage2.tree.mmu.features).map_err(FaultError::NotAnAbort)?;
+        let outcome = if stage2.tree.frozen.load(Ordering::Acquire) {
+            Outcome::Retry
+        } else {
+            stage2.resolve_abort(reader, backing, &abort)?
+        };
         let counters = reader.count();
         match outcome {
             Outcome::Resumed => {}
@@ -128,7 +137,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
         Ok(outcome)
     }
+}
 
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     fn resolve_abort(&self, reader: &Reader<'_>, backing: &impl Backing, abort: &Abort) -> Result<Outcome, FaultError> {
         let counters = reader.count();
         match abort.class {

@@ -29,7 +29,7 @@ use crate::geometry::granule::Granule;
 use crate::memory::{TableMemory, TableState};
 use crate::quiescence::{Quiescing, Reader};
 use crate::stage2::Stage2;
-use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
+use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::tlb::Gather;
 use crate::tree::{Table, Tree};
 use crate::twin;
@@ -66,8 +66,6 @@ pub(crate) struct ReclaimState<'h> {
     /// Hinted or waiting: tables that can be expected back.
     expected: AtomicU32,
     work: Mutex<Work<'h>>,
-    /// Whether the root is frozen; here since it is written as rarely.
-    pub(crate) frozen: AtomicBool,
 }
 
 /// What only one CPU at a time works on.
@@ -87,7 +85,6 @@ impl<'h> ReclaimState<'h> {
             hints: HintList::new(),
             expected: AtomicU32::new(0),
             work: Mutex::new(Work { idle: None, ready: List::new(), retired: ArrayVec::new_const(), waiting: 0 }),
-            frozen: AtomicBool::new(false),
         }
     }
 

@@ -75,7 +75,7 @@ impl<'s, 'h, A: Arch, M: TableMemory> Loaded<'s, 'h, A, M> {
     /// [`RunError::OtherCpu`], [`RunError::OutOfVmids`]; `enter` was not called.
     #[inline(always)]
     pub fn run<T>(&mut self, reader: &mut Reader<'_>, enter: impl FnOnce() -> T) -> Result<T, RunError> {
-        if !core::ptr::eq(self.slot, reader.slot()) {
+        if !self.is_of(reader) {
             return Err(RunError::OtherCpu);
         }
         let mmu = self.stage2.tree.mmu;
@@ -88,6 +88,12 @@ impl<'s, 'h, A: Arch, M: TableMemory> Loaded<'s, 'h, A, M> {
             mmu.arch.load(self.stage2.tree.registers(vmid));
         }
         Ok(reader.offline(enter))
+    }
+
+    /// Whether `reader` speaks for the CPU that has the tree loaded.
+    #[inline(always)]
+    pub(crate) fn is_of(&self, reader: &Reader<'_>) -> bool {
+        core::ptr::eq(self.slot, reader.slot())
     }
 
     /// The tree that is loaded.

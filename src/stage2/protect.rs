@@ -77,6 +77,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     ) -> Result<(), ProtectError> {
         self.check(reader, range).map_err(ProtectError::Argument)?;
         let format = self.tree.format;
+        let logging = self.log.is_active();
         let mut gather = Gather::new(&self.tree, reader);
         let mut unpublished = false;
         let changed = self.for_each_locked(reader, range, |locked, part, first, count| {
@@ -90,10 +91,10 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
                         let old = locked.replace_leaf(index, |leaf| {
                             let new = change(leaf);
-                            if leaf.is_dirty() && !new.is_dirty() { new.with_unpublished() } else { new }
+                            if logging && leaf.is_dirty() && !new.is_dirty() { new.with_unpublished() } else { new }
                         });
                         let new = change(old);
-                        unpublished |= old.is_dirty() && !new.is_dirty();
+                        unpublished |= logging && old.is_dirty() && !new.is_dirty();
                         restricted |= (old.grants_write() && !new.grants_write())
                             || !format.permissions(old).within(format.permissions(new));
                         continue;

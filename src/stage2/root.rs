@@ -20,9 +20,9 @@ use crate::error::ArgumentError;
 use crate::geometry::{Geometry, HardwareUpdate, VttbrError, granule::Granule};
 use crate::memory::{OutOfTables, TableMemory, TableState};
 use crate::mmu::Mmu;
-use crate::quiescence::Reader;
+use crate::quiescence::{GracePeriod, Reader, Waiting};
 use crate::reclaim::ReclaimState;
-use crate::sync::Ordering;
+use crate::sync::{AtomicBool, Ordering};
 use crate::tlb::Gather;
 use crate::tree::{Table, Tree};
 use crate::vmid::TreeVmid;
@@ -68,6 +68,7 @@ pub enum InUse {
 #[must_use = "the guest stays frozen"]
 pub struct Frozen<'s, 'h, A: Arch, M: TableMemory> {
     stage2: &'s Stage2<'h, A, M>,
+    faults: GracePeriod,
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
@@ -94,7 +95,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             dbm: geometry.hardware_update() == HardwareUpdate::AccessFlagAndDirty,
         };
         let id = mmu.next_tree();
-        let tree = Tree { mmu, geometry, format, root, vttbr, id, vmid: TreeVmid::new() };
+        let tree =
+            Tree { mmu, geometry, format, root, vttbr, id, vmid: TreeVmid::new(), frozen: AtomicBool::new(false) };
         let level = geometry.start_level();
         for index in 0..geometry.root_tables() {
             if let Some(table) = tree.root_at(index) {
@@ -126,7 +128,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// [`FreezeError::Argument`] for a foreign reader, [`FreezeError::Frozen`] if it is frozen already.
     pub fn freeze(&self, reader: &Reader<'_>) -> Result<Frozen<'_, 'h, A, M>, FreezeError> {
         self.tree.check_reader(reader).map_err(FreezeError::Argument)?;
-        if self.reclaim.frozen.swap(true, Ordering::AcqRel) {
+        if self.tree.frozen.swap(true, Ordering::AcqRel) {
             return Err(FreezeError::Frozen);
         }
         self.for_each_root_entry(reader, |entry| {
@@ -136,7 +138,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let mut gather = Gather::new(&self.tree, reader);
         gather.everything();
         let _quiet = gather.flush();
-        Ok(Frozen { stage2: self })
+        Ok(Frozen { stage2: self, faults: self.tree.mmu.quiescence.begin() })
     }
 
     fn for_each_root_entry(&self, reader: &Reader<'_>, change: impl Fn(Descriptor) -> Option<Descriptor>) {
@@ -215,6 +217,15 @@ fn free<A: Arch, M: TableMemory>(mmu: &Mmu<'_, A, M>, reader: &Reader<'_>, table
 }
 
 impl<A: Arch, M: TableMemory> Frozen<'_, '_, A, M> {
+    /// Whether the last fault is over that was being resolved when the guest was frozen: such a fault may still map a page, which the
+    /// guest cannot reach, but which a last harvest should see.
+    ///
+    /// # Errors
+    /// The CPU that may still be resolving one.
+    pub fn is_settled(&self) -> Result<(), Waiting> {
+        self.stage2.tree.mmu.quiescence.poll(self.faults)
+    }
+
     /// Lets the guest go on. Locks each root table in turn; invalidates nothing (invalid to valid).
     ///
     /// # Errors
@@ -227,7 +238,7 @@ impl<A: Arch, M: TableMemory> Frozen<'_, '_, A, M> {
         stage2
             .for_each_root_entry(reader, |entry| (entry.marker() == Some(Marker::Frozen)).then(|| entry.from_marker()));
         stage2.tree.mmu.arch.dsb(crate::arch::Dsb::Ishst);
-        stage2.reclaim.frozen.store(false, Ordering::Release);
+        stage2.tree.frozen.store(false, Ordering::Release);
         Ok(())
     }
 }

@@ -76,15 +76,17 @@ pub struct Removed<'q> {
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
-    /// Unmaps `range`; holes are skipped. For a backing that owns frames by region. Frames may still be read by
-    /// software until a grace period begun after the return is over.
+    /// Unmaps `range`; holes are skipped. For a backing that owns frames by region: it may reuse them once the result can be had
+    /// out of its [`Quiescing`], since readers such as a harvester may still be copying from them.
     ///
     /// Locks one table at a time; allocates nothing; invalidates the range once.
     ///
     /// # Errors
-    /// [`UnmapError::Argument`]: nothing was changed. [`UnmapError::Stopped`] with the prefix that is unmapped and stays so.
-    pub fn unmap(&self, reader: &Reader<'_>, range: IpaRange) -> Result<Unmapped, UnmapError> {
-        self.unmap_by(reader, range, |range| self.settle(reader, range))
+    /// [`UnmapError::Argument`]: nothing was changed. [`UnmapError::Stopped`] with the prefix that is unmapped and stays so; to
+    /// unmap all of the range later, holes being skipped, gives the frames of the prefix, too.
+    pub fn unmap(&self, reader: &Reader<'_>, range: IpaRange) -> Result<Quiescing<'h, Unmapped>, UnmapError> {
+        let unmapped = self.unmap_by(reader, range, |range| self.settle(reader, range))?;
+        Ok(self.tree.mmu.quiescence.retire(unmapped))
     }
 
     /// Unmaps `range` and hands each leaf to `release`, once, with no lock held. See [`Self::unmap`].
