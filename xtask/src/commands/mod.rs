@@ -1,0 +1,5 @@
+//! The commands, one module each: clap arguments and a `run`.
+
+pub(crate) mod run;
+pub(crate) mod soak;
+pub(crate) mod test;

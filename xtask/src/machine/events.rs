@@ -1,0 +1,114 @@
+//! What an image reports while it runs: one JSON object per line of `events.jsonl`.
+
+use serde::Deserialize;
+use serde_json::{Map, Number, Value};
+use thiserror::Error;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub(crate) enum Event {
+    /// A sign of life.
+    Progress(Progress),
+    /// An on-target test that ended.
+    Claim(Claim),
+    /// The image's last words.
+    Panic(Panic),
+    /// The main job's whole report, its last event.
+    Report(Map<String, Value>),
+}
+
+/// Where the image is, and any counters it wants to show.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Progress {
+    pub(crate) phase: String,
+    /// A `Number`: serde cannot take an `f64` out of a tagged enum when serde_json has arbitrary
+    /// precision, which the defmt decoder turns on.
+    pub(crate) seconds: Number,
+    #[serde(flatten)]
+    pub(crate) counters: Map<String, Value>,
+}
+
+/// Which CPU panicked, and why.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Panic {
+    pub(crate) cpu: u64,
+    pub(crate) message: String,
+}
+
+/// One claim and whether the machine bore it out.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Claim {
+    pub(crate) name: String,
+    pub(crate) outcome: ClaimOutcome,
+    #[serde(default)]
+    pub(crate) detail: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ClaimOutcome {
+    Passed,
+    Failed,
+}
+
+/// A line that is no event.
+#[derive(Debug, Error)]
+#[error("the image wrote `{line}`, which is no event")]
+pub(crate) struct BadEvent {
+    line: String,
+    source: serde_json::Error,
+}
+
+/// Reads one line.
+pub(crate) fn parse(line: &str) -> Result<Event, BadEvent> {
+    serde_json::from_str(line).map_err(|source| BadEvent { line: line.chars().take(200).collect(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_kind_is_read() {
+        let progress = parse(r#"{"event":"progress","phase":"guest","seconds":3.5,"rounds":12}"#);
+        let Event::Progress(progress) = progress.unwrap() else { panic!("not progress") };
+        assert_eq!((progress.phase.as_str(), progress.seconds.as_f64()), ("guest", Some(3.5)));
+        assert_eq!(progress.counters["rounds"], 12);
+
+        let claim = parse(r#"{"event":"claim","name":"a","outcome":"failed","detail":"why"}"#);
+        let Event::Claim(claim) = claim.unwrap() else { panic!("not a claim") };
+        assert_eq!(claim.outcome, ClaimOutcome::Failed);
+
+        let panic = parse(r#"{"event":"panic","cpu":1,"message":"panicked at a.rs:1:2:\nas asked"}"#);
+        let Event::Panic(panic) = panic.unwrap() else { panic!("not a panic") };
+        assert_eq!(panic.cpu, 1);
+
+        let report = parse(r#"{"event":"report","outcome":"powered-off","leaked":0,"seconds":2.5}"#);
+        let Event::Report(report) = report.unwrap() else { panic!("not a report") };
+        assert_eq!((&report["leaked"], &report["seconds"]), (&json!(0), &json!(2.5)));
+        assert!(!report.contains_key("event"));
+    }
+
+    #[test]
+    fn anything_else_is_an_error() {
+        for line in [
+            "",
+            "{",
+            "null",
+            "[]",
+            "\u{fffd}\u{fffd}",
+            r#"{"phase":"guest"}"#,
+            r#"{"event":"surprise"}"#,
+            r#"{"event":"progress"}"#,
+            r#"{"event":"progress","phase":7,"seconds":1}"#,
+            r#"{"event":"claim","name":"a","outcome":"maybe"}"#,
+            r#"{"event":"progress","phase":"guest","seconds":1} {}"#,
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(parse(&"[".repeat(100_000)).is_err());
+    }
+}

@@ -1,0 +1,60 @@
+//! `cargo xtask`: builds the EL2 images, boots them under QEMU, checks the whole project.
+//!
+//! Every command ends in one of two ways: exit code 0, or one line that begins `error:` and exit
+//! code 1. A new command (a benchmark, a trace, mutants) is a module under `commands`, with its
+//! own clap arguments, and one arm in [`main`].
+
+mod cargo;
+mod checks;
+mod commands;
+mod guest;
+mod job;
+mod machine;
+mod prerequisites;
+mod process;
+mod progress;
+mod report;
+mod summary;
+mod verdict;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{run, soak, test};
+use crate::workspace::Workspace;
+
+/// Builds, boots and checks stage2.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot the hypervisor under QEMU with a guest, and judge what happened.
+    Run(run::Arguments),
+    /// Check everything: format, lints, documentation, tests on the host and on the machine.
+    Test(test::Arguments),
+    /// Run the Debian guest again and again, on several CPU models.
+    Soak(soak::Arguments),
+}
+
+fn main() -> ExitCode {
+    let workspace = Workspace::locate();
+    let result = match Cli::parse().command {
+        Command::Run(arguments) => run::run(&workspace, &arguments),
+        Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Soak(arguments) => soak::run(&workspace, &arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
