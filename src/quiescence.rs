@@ -218,7 +218,8 @@ impl Reader<'_> {
     #[inline(always)]
     fn online(&mut self) {
         let epoch = self.domain.epoch.0.load(Ordering::Relaxed);
-        self.slot.epoch.store(epoch, Ordering::Relaxed);
+        // Release: whoever reads this, and not the zero before it, must see the earlier sections over, too.
+        self.slot.epoch.store(epoch, Ordering::Release);
         // Partner: the fence in `begin`.
         fence(Ordering::SeqCst);
     }

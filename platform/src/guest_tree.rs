@@ -30,6 +30,8 @@ pub struct GuestTree<'a> {
     pub bootargs: &'a str,
     /// Where the initial ramdisk is, as IPA.
     pub initrd: Option<Range<u64>>,
+    /// The registers of a PL031 clock, if the hypervisor emulates one. It has no interrupt.
+    pub rtc: Option<Range<u64>>,
 }
 
 impl GuestTree<'_> {
@@ -51,7 +53,11 @@ impl GuestTree<'_> {
         psci(&mut fdt)?;
         interrupt_controller(&mut fdt)?;
         timer(&mut fdt)?;
+        clock(&mut fdt)?;
         uart(&mut fdt)?;
+        if let Some(registers) = &self.rtc {
+            rtc(&mut fdt, registers)?;
+        }
         fdt.end_node(root)?;
         fdt.finish()
     }
@@ -120,14 +126,26 @@ fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn uart(fdt: &mut FdtWriter) -> Result<(), Error> {
-    let clock = fdt.begin_node("apb-pclk")?;
+/// What the UART and the RTC are clocked by.
+fn clock(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("apb-pclk")?;
     fdt.property_string("compatible", "fixed-clock")?;
     fdt.property_u32("#clock-cells", 0)?;
     fdt.property_u32("clock-frequency", 24_000_000)?;
     fdt.property_phandle(CLOCK_PHANDLE)?;
-    fdt.end_node(clock)?;
+    fdt.end_node(node)
+}
 
+fn rtc(fdt: &mut FdtWriter, registers: &Range<u64>) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("pl031@{:x}", registers.start))?;
+    string_list(fdt, "compatible", "arm,pl031\0arm,primecell\0")?;
+    reg(fdt, slice::from_ref(registers))?;
+    fdt.property_u32("clocks", CLOCK_PHANDLE)?;
+    fdt.property_string("clock-names", "apb_pclk")?;
+    fdt.end_node(node)
+}
+
+fn uart(fdt: &mut FdtWriter) -> Result<(), Error> {
     let node = fdt.begin_node(&format!("pl011@{:x}", UART.start))?;
     string_list(fdt, "compatible", "arm,pl011\0arm,primecell\0")?;
     reg(fdt, &[UART])?;

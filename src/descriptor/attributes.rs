@@ -4,8 +4,8 @@
 //! made, the same for all its leaves.
 
 use super::{
-    AF, CONTIGUOUS, DBM, Descriptor, MEM_ATTR_SHIFT, S2AP_SHIFT, SH_SHIFT, SOFT_WRITABLE, TABLE_OR_PAGE, VALID,
-    XN_SHIFT,
+    AF, CONTIGUOUS, DBM, Descriptor, MEM_ATTR_SHIFT, S2AP_SHIFT, SH_SHIFT, SOFT_DIRTY, SOFT_WRITABLE, TABLE_OR_PAGE,
+    VALID, XN_SHIFT,
 };
 use crate::addr::{Level, Pa};
 
@@ -209,7 +209,7 @@ pub struct Format {
 }
 
 impl Format {
-    /// A leaf for `level` that maps `pa`, accessed; a writable one is dirty or clean as said.
+    /// A leaf for `level` that maps `pa`, accessed; dirty or clean as said.
     #[inline]
     pub const fn leaf(self, level: Level, pa: Pa, attributes: Attributes, dirty: bool) -> Descriptor {
         let page = matches!(level, Level::L3);
@@ -224,10 +224,10 @@ impl Format {
         Descriptor(raw)
     }
 
-    /// `leaf` with other permissions; its dirty state stays if it stays writable.
+    /// `leaf` with other permissions; its dirty state stays.
     #[inline]
     pub const fn with_permissions(self, leaf: Descriptor, permissions: Permissions) -> Descriptor {
-        const PERMISSION_BITS: u64 = 0b11 << S2AP_SHIFT | 0b11 << XN_SHIFT | DBM | SOFT_WRITABLE;
+        const PERMISSION_BITS: u64 = 0b11 << S2AP_SHIFT | 0b11 << XN_SHIFT | DBM | SOFT_WRITABLE | SOFT_DIRTY;
         Descriptor(leaf.0 & !PERMISSION_BITS | self.permission_bits(permissions, leaf.is_dirty()))
     }
 
@@ -241,6 +241,8 @@ impl Format {
             if self.dbm {
                 bits |= DBM;
             }
+        } else if dirty {
+            bits |= SOFT_DIRTY;
         }
         let xn = match (permissions.execute, self.xnx) {
             (xn, true) => xn as u64,
@@ -305,14 +307,23 @@ mod tests {
         assert_eq!(clean.with_dirty().s2ap(), S2Ap::ReadWrite);
         let hardware = Format { dbm: true, ..Format::default() };
         assert!(hardware.leaf(Level::L3, Pa::new(0), Attributes::normal(Permissions::RW), false).has_dbm());
-        assert!(!hardware.leaf(Level::L3, Pa::new(0), Attributes::normal(Permissions::R), true).is_dirty());
     }
 
     #[test]
-    fn taking_write_permission_away_takes_dirty_with_it_and_changing_execute_keeps_it() {
+    fn what_the_guest_may_not_write_can_be_dirty_all_the_same() {
+        let read_only = Format::default().leaf(Level::L3, Pa::new(0), Attributes::normal(Permissions::R), true);
+        assert!(read_only.is_dirty() && !read_only.is_writable() && !read_only.grants_write());
+        assert_eq!(read_only.s2ap(), S2Ap::ReadOnly);
+        assert!(!read_only.with_clean().is_dirty());
+    }
+
+    #[test]
+    fn other_permissions_keep_the_dirty_state() {
         let format = Format::default();
         let dirty = format.leaf(Level::L3, Pa::new(0x1000), Attributes::normal(Permissions::RW), true);
-        assert!(!format.with_permissions(dirty, Permissions::R).is_dirty());
+        let read_only = format.with_permissions(dirty, Permissions::R);
+        assert!(read_only.is_dirty() && !read_only.grants_write());
+        assert_eq!(format.with_permissions(read_only, Permissions::RW), dirty);
         let executable = format.with_permissions(dirty, Permissions::RWX);
         assert!(executable.is_dirty());
         assert_eq!(executable.address(), dirty.address());

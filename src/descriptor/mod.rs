@@ -16,11 +16,15 @@
 //! | 52, 54:53 | Contiguous, XN | kept |
 //! | 55 | software: the guest may write here | kept |
 //! | 58:56 | 0 | why: [`Marker`] |
-//! | 63 | software: was dirty, and the dirty log does not know yet | kept |
+//! | 63 | software: dirty without write permission | kept |
+//!
+//! A [`Marker::Removing`] never becomes valid again: it keeps the output address and the dirty state alone, and bits 11:8, 55:48
+//! and 62:59 say which CPU removes it.
 //!
 //! # Dirty
-//! S2AP\[1\] *is* the dirty state, always, logging or not. A writable page is *writable-dirty* (bit 7 set) or
-//! *writable-clean* (bit 7 clear, bit 55 set); what the guest may not write has both clear. Where this tree lets the hardware
+//! Write permission, S2AP\[1\], *is* dirty, always, logging or not. A writable page is *writable-dirty* (bit 7 set) or
+//! *writable-clean* (bit 7 clear, bit 55 set); what the guest may not write has both clear. A page that is dirty and loses its write
+//! permission, or that has new content and never had it, is dirty by bit 63, until it is cleaned as all others are. Where this tree lets the hardware
 //! manage dirty state, writable-clean also has DBM set and the hardware sets bit 7; elsewhere the first write faults.
 
 mod attributes;
@@ -43,7 +47,7 @@ const DBM: u64 = 1 << 51;
 const CONTIGUOUS: u64 = 1 << 52;
 const XN_SHIFT: u32 = 53;
 const SOFT_WRITABLE: u64 = 1 << 55;
-const SOFT_UNPUBLISHED: u64 = 1 << 63;
+const SOFT_DIRTY: u64 = 1 << 63;
 const MARKER_SHIFT: u32 = 56;
 const MARKER: u64 = 0b111 << MARKER_SHIFT;
 
@@ -182,6 +186,25 @@ impl Descriptor {
         Self(self.0 & !(VALID | MARKER) | (why as u64) << MARKER_SHIFT)
     }
 
+    /// The frame and the dirty state, being removed by the CPU numbered `remover`.
+    #[inline(always)]
+    pub const fn into_removing(self, remover: u16) -> Self {
+        let cpu = remover as u64;
+        let remover = (cpu & 0xff) << 48 | (cpu >> 8 & 0xf) << 59 | (cpu >> 12) << 8;
+        Self(self.0 & (ADDRESS | S2AP_WRITE | SOFT_DIRTY) | remover).into_marker(Marker::Removing)
+    }
+
+    /// The number of the CPU that removes it, if it is a [`Marker::Removing`].
+    #[inline(always)]
+    pub const fn remover(self) -> Option<u16> {
+        match self.marker() {
+            Some(Marker::Removing) => {
+                Some((self.0 >> 48 & 0xff | (self.0 >> 59 & 0xf) << 8 | (self.0 >> 8 & 0xf) << 12) as u16)
+            }
+            _ => None,
+        }
+    }
+
     /// What a marker stands for, valid again; [`Self::NONE`] if it stands for nothing.
     #[inline(always)]
     pub const fn from_marker(self) -> Self {
@@ -192,7 +215,7 @@ impl Descriptor {
     /// Whether the page was written since it was last cleaned. True of markers too.
     #[inline(always)]
     pub const fn is_dirty(self) -> bool {
-        self.0 & (S2AP_WRITE | SOFT_UNPUBLISHED) != 0
+        self.0 & (S2AP_WRITE | SOFT_DIRTY) != 0
     }
 
     /// Whether a store of the guest passes, without a fault.
@@ -201,22 +224,11 @@ impl Descriptor {
         self.0 & (S2AP_WRITE | VALID) == S2AP_WRITE | VALID
     }
 
-    /// Whether write permission was taken from a dirty page and the dirty log has not been told yet.
+    /// Write permission taken, dirty as it was.
     #[inline(always)]
-    pub const fn is_unpublished(self) -> bool {
-        self.0 & SOFT_UNPUBLISHED != 0
-    }
-
-    /// Dirty as it was, but without write permission any more: the dirty log is told after the flush.
-    #[inline(always)]
-    pub const fn with_unpublished(self) -> Self {
-        Self(self.0 | SOFT_UNPUBLISHED)
-    }
-
-    /// The dirty log has been told.
-    #[inline(always)]
-    pub const fn with_published(self) -> Self {
-        Self(self.0 & !SOFT_UNPUBLISHED)
+    pub const fn with_write_protection(self) -> Self {
+        let dirty = if self.is_dirty() { SOFT_DIRTY } else { 0 };
+        Self(self.0 & !S2AP_WRITE | dirty)
     }
 
     /// Whether the guest may write here: at once if it is dirty, after a fault or through DBM if it is clean.
@@ -246,13 +258,13 @@ impl Descriptor {
     /// Write permission given: writable-dirty. Nothing else changes.
     #[inline(always)]
     pub const fn with_dirty(self) -> Self {
-        Self(self.0 | S2AP_WRITE)
+        Self(self.0 & !SOFT_DIRTY | S2AP_WRITE)
     }
 
-    /// Write permission taken: writable-clean, or read-only as it was.
+    /// Clean, and so without write permission: writable-clean, or read-only as it was.
     #[inline(always)]
     pub const fn with_clean(self) -> Self {
-        Self(self.0 & !(S2AP_WRITE | SOFT_UNPUBLISHED))
+        Self(self.0 & !(S2AP_WRITE | SOFT_DIRTY))
     }
 
     /// The access flag set.
@@ -329,6 +341,17 @@ mod tests {
     }
 
     #[test]
+    fn write_protection_keeps_the_dirty_state_and_cleaning_ends_it() {
+        let dirty = Descriptor::table(Pa::new(0x1000)).with_dirty();
+        let protected = dirty.with_write_protection();
+        assert!(protected.is_dirty() && !protected.grants_write());
+        assert!(!protected.with_clean().is_dirty());
+        assert_eq!(protected.with_dirty(), dirty);
+        let clean = dirty.with_clean();
+        assert_eq!(clean.with_write_protection(), clean);
+    }
+
+    #[test]
     fn a_frozen_hole_thaws_to_a_hole() {
         let hole = Descriptor::NONE.into_marker(Marker::Frozen);
         assert!(!hole.is_none());
@@ -346,14 +369,30 @@ mod tests {
             if !accessed {
                 leaf = leaf.with_old();
             }
-            for why in [Marker::Frozen, Marker::Breaking, Marker::Removing, Marker::Claimed] {
+            for why in [Marker::Frozen, Marker::Breaking] {
                 let marker = leaf.into_marker(why);
                 prop_assert!(!marker.is_valid());
                 prop_assert_eq!(marker.marker(), Some(why));
                 prop_assert_eq!(marker.address(), leaf.address());
-                prop_assert_eq!(marker.is_dirty(), write && dirty);
+                prop_assert_eq!(marker.is_dirty(), dirty);
                 prop_assert_eq!(marker.from_marker(), leaf);
             }
+        }
+
+        #[test]
+        fn what_is_being_removed_keeps_its_frame_and_dirty_state_and_knows_its_remover(
+            page in 0u64..1 << 36, write: bool, dirty: bool, remover: u16,
+        ) {
+            let attributes = Attributes::normal(if write { Permissions::RWX } else { Permissions::RX });
+            let leaf = Format::default().leaf(Level::L3, Pa::new(page << 12), attributes, dirty);
+            let removing = leaf.into_removing(remover);
+            prop_assert_eq!(removing.kind(Level::L3), Kind::Marker(Marker::Removing));
+            prop_assert_eq!(removing.remover(), Some(remover));
+            for marker in [removing, removing.into_marker(Marker::Claimed)] {
+                prop_assert_eq!(marker.address(), leaf.address());
+                prop_assert_eq!(marker.is_dirty(), dirty);
+            }
+            prop_assert_eq!(removing.into_marker(Marker::Claimed).remover(), None);
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::sync::{AtomicBool, Ordering, Word};
 /// Memory for the side log: a bit for each page from `base` on. It also says what is logged: pages outside are not.
 #[derive(Clone, Copy)]
 pub struct DirtyBitmap<'h> {
-    /// The address of the first bit's page.
+    /// An address in the first bit's page.
     pub base: Ipa,
     /// The bits, the lowest first.
     pub words: &'h [Word],
@@ -16,7 +16,7 @@ impl DirtyBitmap<'_> {
     /// The pages there are bits for; `None` if none.
     pub(crate) fn range(&self, page_shift: u32) -> Option<IpaRange> {
         let pages = self.words.len() as u64 * 64;
-        IpaRange::new(self.base.align_down(page_shift), pages.checked_shl(page_shift)?)
+        IpaRange::new(self.base, pages.checked_mul(1 << page_shift)?)
     }
 
     /// The bit of the page of `ipa`: its word and its mask.
@@ -33,7 +33,8 @@ pub(crate) struct LogState<'h> {
 }
 
 impl<'h> LogState<'h> {
-    pub(crate) fn new(bitmap: Option<DirtyBitmap<'h>>) -> Self {
+    pub(crate) fn new(bitmap: Option<DirtyBitmap<'h>>, page_shift: u32) -> Self {
+        let bitmap = bitmap.map(|bitmap| DirtyBitmap { base: bitmap.base.align_down(page_shift), ..bitmap });
         Self { bitmap, active: AtomicBool::new(false) }
     }
 

@@ -96,6 +96,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         if !self.tree.geometry.contains(range) {
             return Err(ArgumentError::BeyondIpaSize(range));
         }
+        let Some(range) = self.logged_range().and_then(|logged| logged.intersection(range)) else { return Ok(()) };
         let shift = M::Granule::PAGE_SHIFT;
         let mut at = range.start().align_down(shift);
         while at <= range.last() {

@@ -4,7 +4,7 @@ use super::decode::{Abort, FaultAddress, MmioAccess, NotAnAbort, decode};
 use super::inject::{GuestFault, Reflection};
 use super::syndrome::{FaultClass, Par, Syndrome};
 use super::{Backing, Page, Region, Unavailable};
-use crate::addr::{Ipa, IpaRange, Level};
+use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb, Stage1Access};
 use crate::descriptor::{Attributes, Descriptor, Kind, Permissions, Xn};
 use crate::error::Corrupt;
@@ -40,6 +40,9 @@ pub enum FaultError {
     OtherCpu,
     /// There is no table page left, and none to be expected. The guest cannot go on.
     OutOfTables,
+    /// The backing gave this as a frame; it is not aligned to a page, or lies beyond the physical address size. Nothing was
+    /// mapped, and the page went back to the backing.
+    BadFrame(Pa),
     /// The tree is corrupt.
     Corrupt(Corrupt),
 }
@@ -179,6 +182,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort)));
         }
         let found = self.read_only(reader).find(page).map_err(FaultError::Corrupt)?;
+        if found.value.kind(found.table.level) == Kind::Reserved {
+            return Err(FaultError::Corrupt(Corrupt { ipa: page, level: found.table.level }));
+        }
         match need.judge(found.value, found.table.level) {
             Verdict::Missing => self.page_in(reader, backing, abort, need, attributes),
             Verdict::Passes => Ok(self.spurious(reader, need)),
@@ -266,6 +272,10 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         attributes: Attributes,
         page: Page,
     ) -> Result<Installed, FaultError> {
+        // Its bits go into a descriptor as they are.
+        if !page.frame.is_aligned(M::Granule::PAGE_SHIFT) || page.frame.raw() >= self.tree.geometry.pa_size() {
+            return Err(FaultError::BadFrame(page.frame));
+        }
         self.prepare_frames(page.frame, M::Granule::PAGE_SIZE, attributes);
         // A clean page is of use to a harvester only.
         let dirty = need.write || page.content.is_dirty() || !self.log.is_active();

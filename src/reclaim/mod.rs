@@ -98,7 +98,8 @@ impl<'h> ReclaimState<'h> {
 
     /// Whether tables may come back: then who finds none had better try again than give up.
     pub(crate) fn is_expecting(&self) -> bool {
-        self.expected.load(Ordering::Relaxed) != 0
+        // Acquire: who reads that none are expected any more finds those that came back.
+        self.expected.load(Ordering::Acquire) != 0
     }
 
     /// Teardown: frees what waits. Nobody can be in the tree, and no TLB holds any of it.
@@ -155,7 +156,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             }
         }
         work.waiting -= freed;
-        self.reclaim.expected.fetch_sub(freed, Ordering::Relaxed);
+        // Release: partner of the acquire in `is_expecting`.
+        self.reclaim.expected.fetch_sub(freed, Ordering::Release);
         reader.count().tables_freed(u64::from(freed));
         freed
     }

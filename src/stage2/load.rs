@@ -55,7 +55,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let mmu = self.tree.mmu;
         let slots = mmu.quiescence.slots();
         let slot = slots.get(usize::from(reader.cpu().0)).ok_or(LoadError::ForeignReader)?;
-        if slot.loaded.swap(self.tree.id.0, Ordering::AcqRel) != 0 {
+        // Left as it is if another tree is there: only its own `Loaded` takes it away.
+        if slot.loaded.compare_exchange(0, self.tree.id.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return Err(LoadError::Loaded);
         }
         let Ok(vmid) = mmu.vmids.enter(&self.tree.vmid, slot, slots, &mmu.arch) else {

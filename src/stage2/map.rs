@@ -45,7 +45,10 @@ pub(crate) enum NoLeafTable {
     /// An entry that is not to be replaced by a table stands in the way, at this level.
     Entry(Kind),
     /// No table page is left.
-    OutOfTables,
+    OutOfTables {
+        /// Some were on their way back.
+        expecting: bool,
+    },
     Corrupt(Corrupt),
 }
 
@@ -168,12 +171,15 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     }
                     None => {
                         drop(locked);
+                        // Asked before: what comes back between the two is not missed.
+                        let expecting = self.reclaim.is_expecting();
                         // All of the path at once: nothing is linked that then stays empty for want of the next.
                         if spares.prepare(level.levels_below() as usize, &mmu.arch, mmu.coherent_walks).is_err() {
-                            return Err(NoLeafTable::OutOfTables);
+                            return Err(NoLeafTable::OutOfTables { expecting });
                         }
                     }
                 },
+                Kind::Reserved => return Err(NoLeafTable::Corrupt(Corrupt { ipa, level })),
                 entry => return Err(NoLeafTable::Entry(entry)),
             }
         }
@@ -184,9 +190,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         match reason {
             NoLeafTable::Entry(Kind::Marker(_)) => MapCause::Retry,
             NoLeafTable::Entry(_) => MapCause::Exists,
-            // Tables are on their way back: whoever waits for them may be the one who holds the grace period up.
-            NoLeafTable::OutOfTables if self.reclaim.is_expecting() => MapCause::Retry,
-            NoLeafTable::OutOfTables => MapCause::OutOfTables,
+            // Tables were on their way back: whoever waits for them may be the one who holds the grace period up.
+            NoLeafTable::OutOfTables { expecting: true } => MapCause::Retry,
+            NoLeafTable::OutOfTables { expecting: false } => MapCause::OutOfTables,
             NoLeafTable::Corrupt(corrupt) => MapCause::Corrupt(corrupt),
         }
     }

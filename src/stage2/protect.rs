@@ -4,16 +4,15 @@
 //! *restrict* takes an invalidation before the new permission can be relied on; to *relax* takes none: a CPU with the stricter entry
 //! in its TLB faults, finds the tables fine, and invalidates locally.
 //!
-//! Taking write permission from a dirty page takes its dirty state too, so it is kept in the entry (*unpublished*) until the
-//! flush, and the dirty log is told after it: stores through stale TLB entries are over by then.
+//! A page that loses its write permission stays dirty, in its entry, until a harvest cleans it: whose flush is then the
+//! one that no store passes through a stale TLB entry, whether or not this one's is over.
 
 use super::Stage2;
 use super::unmap::{FromCorrupt, covers, entries};
-use crate::addr::{IpaRange, Level};
+use crate::addr::IpaRange;
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Descriptor, Kind, Marker, Permissions};
 use crate::error::{ArgumentError, Corrupt, Stopped};
-use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::tlb::Gather;
@@ -58,15 +57,15 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         self.restrict_or_relax(reader, range, |leaf| format.with_permissions(leaf, permissions))
     }
 
-    /// Makes the writable pages of `range` writable-clean: the next store to each faults (or, with hardware dirty
-    /// state, is noted). Pages that were dirty are told to the dirty log.
+    /// Takes the write permission of the pages of `range` for now: the next store to each faults (or, with hardware dirty
+    /// state, is noted). Pages that were dirty stay so for the dirty log.
     ///
     /// Locks one table at a time; allocates nothing; invalidates the range once.
     ///
     /// # Errors
     /// As [`Self::protect`].
     pub fn write_protect(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), ProtectError> {
-        self.restrict_or_relax(reader, range, Descriptor::with_clean)
+        self.restrict_or_relax(reader, range, Descriptor::with_write_protection)
     }
 
     fn restrict_or_relax(
@@ -77,9 +76,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     ) -> Result<(), ProtectError> {
         self.check(reader, range).map_err(ProtectError::Argument)?;
         let format = self.tree.format;
-        let logging = self.log.is_active();
         let mut gather = Gather::new(&self.tree, reader);
-        let mut unpublished = false;
         let changed = self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
             let mut restricted = false;
@@ -89,12 +86,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 let cause = match leaf.kind(level) {
                     Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Removing | Marker::Claimed) => continue,
                     Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
-                        let old = locked.replace_leaf(index, |leaf| {
-                            let new = change(leaf);
-                            if logging && leaf.is_dirty() && !new.is_dirty() { new.with_unpublished() } else { new }
-                        });
+                        let old = locked.replace_leaf(index, &change);
                         let new = change(old);
-                        unpublished |= logging && old.is_dirty() && !new.is_dirty();
                         restricted |= (old.grants_write() && !new.grants_write())
                             || !format.permissions(old).within(format.permissions(new));
                         continue;
@@ -117,27 +110,6 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         if relaxed_only {
             self.tree.mmu.arch.dsb(Dsb::Ishst);
         }
-        if unpublished {
-            self.publish_restricted(reader, range).map_err(|corrupt| {
-                ProtectError::Stopped(Stopped::at(range, corrupt.ipa, ProtectCause::Corrupt(corrupt)))
-            })?;
-        }
         changed.map_err(|(at, cause)| ProtectError::Stopped(Stopped::at(range, at, cause)))
-    }
-
-    /// After the flush: tells the log of the pages that lost their dirty state with their permission.
-    fn publish_restricted(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), Corrupt> {
-        self.for_each_locked(reader, range, |locked, part, first, count| {
-            let level: Level = locked.level();
-            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
-                let leaf = locked.read(index);
-                if leaf.is_valid() && leaf.is_unpublished() {
-                    self.log.publish(ipa, M::Granule::shift(level), M::Granule::PAGE_SHIFT);
-                    locked.replace_leaf(index, Descriptor::with_published);
-                }
-            }
-            Ok(())
-        })
-        .map_err(|(_, corrupt)| corrupt)
     }
 }

@@ -48,7 +48,11 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
         let found = self.read_only(reader).find(ipa).map_err(QueryError::Corrupt)?;
         let level = found.table.level;
-        let (Kind::Page(base) | Kind::Block(base)) = found.value.kind(level) else { return Ok(None) };
+        let base = match found.value.kind(level) {
+            Kind::Page(base) | Kind::Block(base) => base,
+            Kind::Reserved => return Err(QueryError::Corrupt(Corrupt { ipa, level })),
+            _ => return Ok(None),
+        };
         let format = self.tree.format;
         Ok(Some(Mapping {
             pa: base.offset(ipa.raw() & (M::Granule::entry_size(level) - 1)),

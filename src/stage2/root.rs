@@ -107,7 +107,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 }
             }
         }
-        Ok(Self { tree, log: LogState::new(log), reclaim: ReclaimState::new() })
+        Ok(Self { tree, log: LogState::new(log, M::Granule::PAGE_SHIFT), reclaim: ReclaimState::new() })
     }
 
     /// What the tree looks like.
@@ -159,7 +159,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// Gives all tables back to table memory, and the VMID. Frames are not told about: unmap first what must be handed
     /// back one by one.
     ///
-    /// Takes no lock; invalidates all of the VMID. Grows with the number of live tables.
+    /// Locks a table at a time; invalidates all of the VMID. Grows with the number of live tables.
     ///
     /// # Errors
     /// Gives the tree back, unchanged, if a CPU has it loaded or the reader is of another machine.
@@ -187,6 +187,12 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         Ok(())
     }
 
+    /// Whether the table is this tree's, and of the level it is found at: an entry that somebody else wrote frees nothing.
+    fn owns(&self, table: &Table<'_>) -> bool {
+        let guarded = table.page.meta.lock();
+        guarded.owner == self.tree.id && guarded.level == table.level && table.page.meta.state() != TableState::Free
+    }
+
     /// Frees the tables `table` points to, and theirs: no more than three levels deep.
     fn free_below(&self, reader: &Reader<'_>, table: Table<'_>) {
         if table.level == Level::LEAF {
@@ -195,7 +201,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         for index in 0..M::Granule::ENTRIES {
             let entry = table.read(index);
             if let Ok(Some(child)) = self.tree.child(Ipa::new(0), table.level, entry)
-                && child.page.meta.state() != TableState::Free
+                && self.owns(&child)
             {
                 self.free_below(reader, child);
                 retire_meta(&child);

@@ -8,8 +8,8 @@
 //!    frame is handed back exactly once, and the caller is called with no lock held. The dirty log is told of a dirty page
 //!    before its marker goes: a scan reads the entry first, then the log, and so sees one or the other.
 //!
-//! An unmap that meets the markers of another includes them in its own flush, and settles those it finds still
-//! unclaimed: its flush came after it saw them.
+//! A marker says which CPU made it, and only that CPU settles it: another that meets it cannot know whether its own flush
+//! came after it. It includes what it sees in its flush, and leaves the rest to the maker.
 //!
 //! A table that was emptied is *hinted* to the reclaimer. Unmap allocates nothing.
 
@@ -143,7 +143,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 let cause = match old.kind(level) {
                     Kind::Invalid | Kind::Table(_) => continue,
                     Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
-                        locked.replace_leaf(index, |leaf| leaf.into_marker(Marker::Removing));
+                        locked.replace_leaf(index, |leaf| leaf.into_removing(reader.cpu().0));
                         marked = true;
                         continue;
                     }
@@ -174,7 +174,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let level = locked.level();
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let old = locked.read(index);
-                if old.marker() == Some(Marker::Removing) {
+                if old.remover() == Some(reader.cpu().0) {
                     unmapped.add(old);
                     self.finish(locked, index, ipa, old);
                 }
@@ -204,7 +204,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 let level = locked.level();
                 for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                     let old = locked.read(index);
-                    if old.marker() != Some(Marker::Removing) {
+                    if old.remover() != Some(reader.cpu().0) {
                         continue;
                     }
                     if claimed.is_full() {
