@@ -29,6 +29,7 @@ extern crate std;
 
 pub mod addr;
 pub mod arch;
+mod changes;
 pub mod cpu;
 pub mod descriptor;
 pub mod dirty;

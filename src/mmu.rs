@@ -10,8 +10,9 @@ use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 use crate::vmid::{Vmid, VmidAllocator};
 
 /// Called once per flush, after the CPUs' TLBs are invalidated and before anything that was removed is used again: the
-/// place to invalidate what an SMMU or a device's ATC holds of the same translations. Without a range: all of the VMID.
-pub type InvalidationHook<'h> = &'h (dyn Fn(Vmid, Option<IpaRange>) + Sync);
+/// place to invalidate what an SMMU or a device's ATC holds of the same translations. Without a range: all of the VMID;
+/// without a VMID, of all VMIDs.
+pub type InvalidationHook<'h> = &'h (dyn Fn(Option<Vmid>, Option<IpaRange>) + Sync);
 
 /// The services all trees of one machine are built on. One per hypervisor; every [`Stage2`](crate::stage2::Stage2)
 /// and every [`Reader`] belongs to one.

@@ -32,6 +32,7 @@ use core::marker::PhantomData;
 
 use crate::cpu::{Counters, CpuIndex, CpuSlot};
 use crate::sync::{AtomicU64, Ordering, const_unless_loom, fence};
+use crate::twin;
 
 const OFFLINE: u64 = 0;
 
@@ -102,7 +103,7 @@ impl<'h> Quiescence<'h> {
         for (cpu, slot) in self.slots.iter().enumerate() {
             // Acquire: what is freed next is freed after the reader's last use of it.
             let announced = slot.epoch.load(Ordering::Acquire);
-            if announced != OFFLINE && announced < period.0 {
+            if announced != OFFLINE && announced < period.0 && twin::GRACE_PERIOD {
                 return Err(Waiting(CpuIndex(cpu as u16)));
             }
         }

@@ -65,6 +65,21 @@ mod imp {
 pub(crate) use core::sync::atomic::Ordering;
 pub(crate) use imp::*;
 
+/// What `word` holds, for the one who holds the lock under which alone it is written.
+///
+/// To loom it is a read-modify-write of nothing. Loom looks for a race with the *last* access only: were this a load, the
+/// store that follows would never be tried before another thread's earlier load.
+#[inline(always)]
+pub(crate) fn load_owned(word: &Word) -> u64 {
+    if cfg!(loom) { word.fetch_or(0, Ordering::Relaxed) } else { word.load(Ordering::Relaxed) }
+}
+
+/// The same of a flag.
+#[inline(always)]
+pub(crate) fn load_owned_flag(flag: &AtomicBool) -> bool {
+    if cfg!(loom) { flag.fetch_or(false, Ordering::Relaxed) } else { flag.load(Ordering::Relaxed) }
+}
+
 /// A 64-bit atomic as it appears in the interface: `core`'s, or loom's in a loom build.
 pub type Word = AtomicU64;
 

@@ -10,6 +10,12 @@
 //! 5. `TLBI VMALLE1IS`: combined entries are cached by virtual address, which nobody here knows.
 //! 6. `DSB ISH`; `ISB`.
 //!
+//! # Two at once
+//! An operation may find that another CPU has already done what it was asked for, but not yet flushed: a page that is read-only
+//! in the tables and writable in a TLB. What it tells its caller must be true all the same. So a tree counts its open
+//! gathers, before the first entry is changed and until after the flush; and a flush that has nothing of its own, while
+//! another is open, takes all of the VMID.
+//!
 //! Past [`MAX_OPERATIONS`] step 3 to 5 are one `VMALLS12E1IS`. Then the embedder's hook runs (SMMU, ATS), and after it
 //! `Flushed` exists.
 
@@ -20,6 +26,7 @@ use crate::arch::{Arch, Dsb, RangeOperand, Scope, Tlbi, ttl};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
+use crate::sync::{AtomicU32, Ordering};
 use crate::tree::Tree;
 
 /// Ranges a gather tells apart. Neighbours are merged; one more and all of the VMID goes.
@@ -35,6 +42,33 @@ pub(crate) struct Gather<'r, 'h, A: Arch, M: TableMemory> {
     reader: &'r Reader<'r>,
     ranges: ArrayVec<Removed, MAX_RANGES>,
     everything: bool,
+    open: Open<'r>,
+}
+
+/// Counted among the open gathers of its tree, until dropped.
+struct Open<'r>(&'r AtomicU32);
+
+impl<'r> Open<'r> {
+    #[inline]
+    fn new(count: &'r AtomicU32) -> Self {
+        // Before the entries change, which their lock publishes.
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+
+    /// Whether another gather is open. Acquire: if none is, their flushes are complete.
+    #[inline]
+    fn has_company(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 1
+    }
+}
+
+impl Drop for Open<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // Release: partner of the acquire in `has_company`.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -53,7 +87,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
     /// Nothing removed yet.
     #[inline]
     pub(crate) fn new(tree: &'r Tree<'h, A, M>, reader: &'r Reader<'r>) -> Self {
-        Self { tree, reader, ranges: ArrayVec::new_const(), everything: false }
+        Self { tree, reader, ranges: ArrayVec::new_const(), everything: false, open: Open::new(&tree.open_gathers) }
     }
 
     /// Leaves of `level` within `range` were removed or restricted.
@@ -95,9 +129,12 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
     }
 
     /// Invalidates what was collected, on all CPUs; see the [module](self). Nothing, if nothing was.
-    pub(crate) fn flush(self) -> Flushed {
+    pub(crate) fn flush(mut self) -> Flushed {
         if self.is_empty() {
-            return Flushed(());
+            if !self.open.has_company() {
+                return Flushed(());
+            }
+            self.everything();
         }
         let (mmu, arch) = (self.tree.mmu, &self.tree.mmu.arch);
         arch.dsb(Dsb::Ishst);
@@ -134,8 +171,8 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
 
     /// The last step: the embedder's hook, then the proof.
     fn flushed(self, vmid: Option<crate::vmid::Vmid>) -> Flushed {
-        if let (Some(hook), Some(vmid)) = (self.tree.mmu.hook, vmid) {
-            if self.everything {
+        if let Some(hook) = self.tree.mmu.hook {
+            if self.everything || vmid.is_none() {
                 hook(vmid, None);
             } else {
                 self.ranges.iter().for_each(|removed| hook(vmid, Some(removed.range)));

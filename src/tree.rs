@@ -2,13 +2,14 @@
 
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Stage2Registers};
+use crate::changes::Changes;
 use crate::descriptor::{Descriptor, Format};
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::{Geometry, granule::Granule};
 use crate::memory::{TableMemory, TablePage, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::Reader;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::vmid::{TreeVmid, Vmid};
 
 const VTTBR_VMID_SHIFT: u32 = 48;
@@ -23,8 +24,12 @@ pub(crate) struct Tree<'h, A: Arch, M: TableMemory> {
     pub(crate) vttbr: u64,
     pub(crate) id: TreeId,
     pub(crate) vmid: TreeVmid,
+    /// Gathers that are open: what they removed may still be in TLBs.
+    pub(crate) open_gathers: AtomicU32,
     /// Whether the root is frozen: faults wait.
     pub(crate) frozen: AtomicBool,
+    /// What was taken from the guest, for faults under way.
+    pub(crate) changes: Changes,
 }
 
 /// A table as a walk found it, for as long as its read section lasts. It can be read, and only that.

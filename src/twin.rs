@@ -5,7 +5,7 @@
 
 /// Rule 5: the parent is compared once the table is locked.
 pub(crate) const RECHECK: bool = !cfg!(twin_no_recheck);
-/// Rule 8: an unlinked table waits for a grace period.
+/// Rule 8: what was unlinked waits until no reader holds it up.
 pub(crate) const GRACE_PERIOD: bool = !cfg!(twin_no_grace);
 /// Rule 3: a table descriptor is cleared with the child's lock held, too.
 pub(crate) const CHILD_LOCK: bool = !cfg!(twin_no_child_lock);

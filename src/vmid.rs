@@ -35,6 +35,8 @@ impl Vmid {
 
 const GENERATION_SHIFT: u32 = 16;
 const MAX_VMIDS: usize = 1 << 16;
+/// The bits of a VMID where not all CPUs have 16. Three VMIDs are as many as loom can run out of.
+const NARROW_BITS: u32 = if cfg!(loom) { 2 } else { 8 };
 
 /// A VMID with its generation; 0 stands for none.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,7 +123,7 @@ impl VmidAllocator {
         /// An allocator of VMIDs of 8 or 16 bits: what *all* CPUs have.
         pub fn new(sixteen_bits: bool) -> Self {
             Self {
-                bits: if sixteen_bits { 16 } else { 8 },
+                bits: if sixteen_bits { 16 } else { NARROW_BITS },
                 generation: AtomicU64::new(1),
                 book: Mutex::new(Book { taken: [0; MAX_VMIDS / 64], next: 1 }),
             }

@@ -54,6 +54,13 @@ pub enum Unavailable {
 
 /// Where a guest's memory comes from. Called with no lock held, from the CPU that takes the fault; it may be called for
 /// one page on several CPUs at once.
+///
+/// An answer may change at two moments: before [`Stage2::unmap`], [`Stage2::unmap_with`] or [`Stage2::protect`] is called for
+/// the page, and within `unmap_with`'s callback. An older answer is then not used any more.
+///
+/// [`Stage2::unmap`]: crate::stage2::Stage2::unmap
+/// [`Stage2::unmap_with`]: crate::stage2::Stage2::unmap_with
+/// [`Stage2::protect`]: crate::stage2::Stage2::protect
 pub trait Backing {
     /// What `ipa` is.
     fn region(&self, ipa: Ipa) -> Region;
@@ -64,6 +71,7 @@ pub trait Backing {
     /// [`Unavailable`].
     fn page(&self, ipa: Ipa, write: bool) -> Result<Page, Unavailable>;
 
-    /// Takes back a page that [`Self::page`] gave and that was not used, since another CPU was first.
+    /// Takes back a page that [`Self::page`] gave and that was not used, since another CPU was first or the guest has lost
+    /// something meanwhile.
     fn unused(&self, ipa: Ipa, page: Page);
 }

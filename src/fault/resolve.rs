@@ -6,6 +6,7 @@ use super::syndrome::{FaultClass, Par, Syndrome};
 use super::{Backing, Page, Region, Unavailable};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb, Stage1Access};
+use crate::changes::Seen;
 use crate::descriptor::{Attributes, Descriptor, Kind, Permissions, Xn};
 use crate::error::Corrupt;
 use crate::fault::decode::Access;
@@ -167,6 +168,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         if !IpaRange::new(page, M::Granule::PAGE_SIZE).is_some_and(|range| self.tree.geometry.contains(range)) {
             return Ok(Outcome::Reflect(abort.reflect(GuestFault::AddressSize)));
         }
+        let seen = self.tree.changes.seen();
         let attributes = match backing.region(ipa) {
             Region::Memory(attributes) => attributes,
             Region::Emulated => {
@@ -186,7 +188,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Err(FaultError::Corrupt(Corrupt { ipa: page, level: found.table.level }));
         }
         match need.judge(found.value, found.table.level) {
-            Verdict::Missing => self.page_in(reader, backing, abort, need, attributes),
+            Verdict::Missing => self.page_in(reader, backing, abort, need, attributes, seen),
             Verdict::Passes => Ok(self.spurious(reader, need)),
             Verdict::Needs => self.upgrade(reader, abort, need, found.table.level),
             Verdict::Busy => Ok(Outcome::Retry),
@@ -248,13 +250,14 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         abort: &Abort,
         need: Need,
         attributes: Attributes,
+        seen: Seen,
     ) -> Result<Outcome, FaultError> {
         let page = match backing.page(need.ipa, need.write) {
             Ok(page) => page,
             Err(Unavailable::Later) => return Ok(Outcome::Retry),
             Err(Unavailable::Never) => return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
         };
-        let outcome = self.install(reader, need, attributes, page);
+        let outcome = self.install(reader, need, attributes, page, seen);
         if !matches!(outcome, Ok(Installed::Ours)) {
             backing.unused(need.ipa, page);
         }
@@ -271,6 +274,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         need: Need,
         attributes: Attributes,
         page: Page,
+        seen: Seen,
     ) -> Result<Installed, FaultError> {
         // Its bits go into a descriptor as they are.
         if !page.frame.is_aligned(M::Granule::PAGE_SHIFT) || page.frame.raw() >= self.tree.geometry.pa_size() {
@@ -285,9 +289,14 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             Ok(mut locked) => {
                 let index = locked.index;
                 match need.judge(locked.read(index), Level::LEAF) {
-                    Verdict::Missing => {
+                    Verdict::Missing if self.tree.changes.is_still(seen) => {
                         locked.replace(index, leaf);
                         Installed::Ours
+                    }
+                    // What the backing said may hold no more.
+                    Verdict::Missing => {
+                        self.hint_if_empty(&mut locked);
+                        Installed::Busy
                     }
                     Verdict::Passes => Installed::Theirs,
                     Verdict::Needs | Verdict::Busy | Verdict::Denied => Installed::Busy,

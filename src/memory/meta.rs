@@ -5,7 +5,7 @@
 //! no longer where he found it, and goes away.
 
 use crate::addr::{Ipa, Level, Pa};
-use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering, const_unless_loom};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering, const_unless_loom, load_owned_flag};
 
 /// Identifies a tree for as long as the machine runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,7 +105,7 @@ impl TableMeta {
     #[inline(always)]
     pub(crate) fn set_may_be_dirty(&self) {
         // A load first: the line is ours already, and most tables stay dirty for long.
-        if !self.may_be_dirty.load(Ordering::Relaxed) {
+        if !load_owned_flag(&self.may_be_dirty) {
             self.may_be_dirty.store(true, Ordering::Release);
         }
     }

@@ -32,7 +32,7 @@ pub struct OutOfTables;
 
 /// Where table pages come from and go back to. Any call of `alloc` and `alloc_root` may fail.
 ///
-/// No method is called with a table's lock held.
+/// `alloc`, `alloc_root` and `free` are never called with a table's lock held; `table` may be.
 ///
 /// # Safety
 /// An implementation promises:

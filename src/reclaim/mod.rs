@@ -32,7 +32,6 @@ use crate::stage2::Stage2;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::tlb::Gather;
 use crate::tree::{Table, Tree};
-use crate::twin;
 use crate::walk::Kept;
 use batch::{Batch, Invalidated};
 use list::{HintList, List};
@@ -133,13 +132,16 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         self.advance_hints(&mut work);
         if work.retired.is_full() || work.waiting >= MAX_WAITING {
             progress.stalled_by = work.retired.first().and_then(|batch| batch.check().err()).map(|waiting| waiting.0);
-            reader.count().stalls(u64::from(progress.stalled_by.is_some()));
         } else {
             let budget = budget.min(MAX_WAITING - work.waiting);
             progress.unlinked = self.unlink(reader, &mut work, budget);
         }
         progress.waiting = work.waiting;
         progress.hinted = state.expected.load(Ordering::Relaxed).saturating_sub(work.waiting);
+        if progress.hinted > MAX_WAITING && progress.stalled_by.is_none() {
+            progress.stalled_by = work.idle.as_ref().and_then(|idle| idle.check().err()).map(|waiting| waiting.0);
+        }
+        reader.count().stalls(u64::from(progress.stalled_by.is_some()));
         Ok(progress)
     }
 
@@ -223,14 +225,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let invalidated = batch.invalidated(gather.flush());
         work.waiting += count;
         reader.count().tables_unlinked(u64::from(count));
-        let retired = self.tree.mmu.quiescence.retire(invalidated);
-        if !twin::GRACE_PERIOD {
-            let freed = retired.into_inner_exclusive().quiesced().free(memory);
-            work.waiting -= freed;
-            return count;
-        }
         // There is room: `reclaim` has looked.
-        let _ = work.retired.try_push(retired);
+        let _ = work.retired.try_push(self.tree.mmu.quiescence.retire(invalidated));
         count
     }
 }

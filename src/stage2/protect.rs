@@ -75,6 +75,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         change: impl Fn(Descriptor) -> Descriptor,
     ) -> Result<(), ProtectError> {
         self.check(reader, range).map_err(ProtectError::Argument)?;
+        self.tree.changes.count();
         let format = self.tree.format;
         let mut gather = Gather::new(&self.tree, reader);
         let changed = self.for_each_locked(reader, range, |locked, part, first, count| {

@@ -13,6 +13,7 @@
 use super::Stage2;
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
+use crate::changes::Changes;
 use crate::cpu::CpuIndex;
 use crate::descriptor::{Descriptor, Format, Marker};
 use crate::dirty::{DirtyBitmap, LogState};
@@ -22,7 +23,7 @@ use crate::memory::{OutOfTables, TableMemory, TableState};
 use crate::mmu::Mmu;
 use crate::quiescence::{GracePeriod, Reader, Waiting};
 use crate::reclaim::ReclaimState;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tlb::Gather;
 use crate::tree::{Table, Tree};
 use crate::vmid::TreeVmid;
@@ -95,8 +96,18 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             dbm: geometry.hardware_update() == HardwareUpdate::AccessFlagAndDirty,
         };
         let id = mmu.next_tree();
-        let tree =
-            Tree { mmu, geometry, format, root, vttbr, id, vmid: TreeVmid::new(), frozen: AtomicBool::new(false) };
+        let tree = Tree {
+            mmu,
+            geometry,
+            format,
+            root,
+            vttbr,
+            id,
+            vmid: TreeVmid::new(),
+            open_gathers: AtomicU32::new(0),
+            frozen: AtomicBool::new(false),
+            changes: Changes::new(),
+        };
         let level = geometry.start_level();
         for index in 0..geometry.root_tables() {
             if let Some(table) = tree.root_at(index) {

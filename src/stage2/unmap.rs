@@ -109,6 +109,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         settle: impl FnOnce(IpaRange) -> Result<Unmapped, Corrupt>,
     ) -> Result<Unmapped, UnmapError> {
         self.check(reader, range).map_err(UnmapError::Argument)?;
+        self.tree.changes.count();
         let mut gather = Gather::new(&self.tree, reader);
         let marked = self.mark(reader, range, &mut gather);
         let _quiet = gather.flush();
@@ -222,6 +223,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 let frame = self.tree.mmu.quiescence.retire_in(old.address(), period);
                 release(Removed { ipa, level, dirty: old.is_dirty(), frame });
             }
+            // The callback may have moved the content: who has asked for the page before must ask again.
+            self.tree.changes.count();
             for &(ipa, level, old) in &claimed {
                 let mut locked = self.read_write(reader).lock(ipa, level)?;
                 let index = locked.index;

@@ -22,7 +22,7 @@ use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
 use crate::memory::{Guarded, SpareTable, TableMemory, TableState, TreeId};
 use crate::quiescence::Reader;
-use crate::sync::{MutexGuard, Ordering};
+use crate::sync::{MutexGuard, Ordering, load_owned};
 use crate::tree::{Table, Tree};
 use crate::twin;
 
@@ -140,7 +140,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
     /// The entry at `index`.
     #[inline(always)]
     pub(crate) fn read(&self, index: usize) -> Descriptor {
-        self.table.read(index)
+        self.table.page.entries.get(index).map_or(Descriptor::NONE, |entry| Descriptor::from_raw(load_owned(entry)))
     }
 
     /// How many entries hold something.
@@ -160,7 +160,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         let old = if self.tree.format.dbm {
             entry.swap(new.raw(), Ordering::AcqRel)
         } else {
-            let old = entry.load(Ordering::Relaxed);
+            let old = load_owned(entry);
             // Release: a table that is linked is seen as it was prepared.
             entry.store(new.raw(), Ordering::Release);
             old

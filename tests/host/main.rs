@@ -1,0 +1,13 @@
+//! The library on a host, against the modelled machine: one module a subject, one program to link.
+
+mod dirty_logging;
+mod faults;
+mod flat_map;
+mod hostile;
+mod invalidation;
+mod operations;
+mod races;
+mod reclaim;
+mod support;
+mod threads;
+mod vmid;
