@@ -203,6 +203,12 @@ impl fmt::Debug for IpaRange {
     }
 }
 
+impl fmt::Display for IpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..={}", self.start, self.last)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

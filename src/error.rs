@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use crate::addr::{Ipa, IpaRange, Level};
+use crate::addr::{Ipa, IpaRange, Level, Pa};
 
 /// The arguments do not fit; nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,10 +13,14 @@ use crate::addr::{Ipa, IpaRange, Level};
 pub enum ArgumentError {
     /// The range does not begin and end at page boundaries.
     Misaligned(IpaRange),
+    /// The frame does not begin at a page boundary.
+    MisalignedFrame(Pa),
     /// The range passes the guest's IPA size.
     BeyondIpaSize(IpaRange),
     /// What this range would map passes the machine's physical address size.
     BeyondPaSize(IpaRange),
+    /// The range is not all covered by the dirty log's bitmap.
+    NotLogged(IpaRange),
     /// The reader belongs to another machine's domain.
     ForeignReader,
 }
@@ -24,9 +28,11 @@ pub enum ArgumentError {
 impl fmt::Display for ArgumentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Misaligned(range) => write!(f, "{range:?} is not whole pages"),
-            Self::BeyondIpaSize(range) => write!(f, "{range:?} passes the IPA size"),
-            Self::BeyondPaSize(range) => write!(f, "{range:?} would map beyond the physical address size"),
+            Self::Misaligned(range) => write!(f, "{range} is not whole pages"),
+            Self::MisalignedFrame(pa) => write!(f, "frame {pa} does not begin at a page boundary"),
+            Self::BeyondIpaSize(range) => write!(f, "{range} passes the IPA size"),
+            Self::BeyondPaSize(range) => write!(f, "{range} would map beyond the physical address size"),
+            Self::NotLogged(range) => write!(f, "{range} is not all covered by the dirty log"),
             Self::ForeignReader => f.write_str("the reader is of another machine"),
         }
     }
@@ -70,5 +76,38 @@ impl<Cause> Stopped<Cause> {
     pub(crate) fn at(range: IpaRange, at: Ipa, cause: Cause) -> Self {
         let done = at.raw().checked_sub(1).and_then(|last| IpaRange::inclusive(range.start(), Ipa::new(last)));
         Self { done, at, cause }
+    }
+}
+
+impl<Cause: fmt::Display> fmt::Display for Stopped<Cause> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stopped at {}: {}; ", self.at, self.cause)?;
+        match self.done {
+            Some(done) => write!(f, "{done} is done"),
+            None => f.write_str("nothing is done"),
+        }
+    }
+}
+
+impl<Cause: core::error::Error> core::error::Error for Stopped<Cause> {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        self.cause.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn what_stopped_names_the_place_the_cause_and_the_prefix() {
+        let range = IpaRange::new(Ipa::new(0x1000), 0x3000).unwrap();
+        let corrupt = Corrupt { ipa: Ipa::new(0x2000), level: Level::L3 };
+        assert_eq!(
+            Stopped::at(range, Ipa::new(0x2000), corrupt).to_string(),
+            "stopped at 0x2000: corrupt descriptor at level 3 for 0x2000; 0x1000..=0x1fff is done"
+        );
+        assert!(Stopped::at(range, range.start(), corrupt).to_string().ends_with("; nothing is done"));
     }
 }

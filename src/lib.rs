@@ -21,8 +21,14 @@
 //!
 //! # Modules
 //!
-//! Dependencies point one way: [`addr`], [`geometry`], `sync` → [`descriptor`] → [`quiescence`] → [`memory`], [`arch`] → [`mmu`], tree →
+//! Dependencies point one way: [`addr`], [`geometry`], `sync` → [`descriptor`] → [`quiescence`] → [`memory`], [`arch`] → [`mmu`] →
 //! walk → tlb → [`stage2`](mod@stage2) → [`fault`], [`dirty`], [`reclaim`].
+//!
+//! # Features
+//! - `defmt`: `defmt::Format` for every public type that is a value. Shared state ([`Stage2`], [`Mmu`], `CpuSlot`, table memory
+//!   and metadata) and the rights to it ([`Reader`], `Loaded`, `Frozen`, `DirtyLog`) are not: what atomics and locks hold is read
+//!   through their own methods.
+//! - `model`: the modelled machine, for tests on a host.
 
 #[cfg(any(test, loom, feature = "model"))]
 extern crate std;
@@ -45,7 +51,6 @@ pub mod reclaim;
 pub mod stage2;
 mod sync;
 mod tlb;
-mod tree;
 mod twin;
 pub mod vmid;
 mod walk;

@@ -9,10 +9,21 @@ use crate::quiescence::{ClaimError, Quiescence, Reader};
 use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 use crate::vmid::{Vmid, VmidAllocator};
 
+/// What was invalidated, for what holds the same translations besides the CPUs.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Invalidation<'a> {
+    /// Whose they were: [`Stage2::id`](crate::stage2::Stage2::id).
+    pub tree: TreeId,
+    /// The VMID, which stays that tree's until the hook returns; `None` if it had none.
+    pub vmid: Option<Vmid>,
+    /// What; `None` for everything of the tree.
+    pub ranges: Option<&'a [IpaRange]>,
+}
+
 /// Called once per flush, after the CPUs' TLBs are invalidated and before anything that was removed is used again: the
-/// place to invalidate what an SMMU or a device's ATC holds of the same translations. Without a range: all of the VMID;
-/// without a VMID, of all VMIDs.
-pub type InvalidationHook<'h> = &'h (dyn Fn(Option<Vmid>, Option<IpaRange>) + Sync);
+/// place to invalidate what an SMMU or a device's ATC holds.
+pub type InvalidationHook<'h> = &'h (dyn Fn(Invalidation<'_>) + Sync);
 
 /// The services all trees of one machine are built on. One per hypervisor; every [`Stage2`](crate::stage2::Stage2)
 /// and every [`Reader`] belongs to one.
@@ -22,7 +33,6 @@ pub struct Mmu<'h, A, M> {
     pub(crate) features: Features,
     pub(crate) quiescence: Quiescence<'h>,
     pub(crate) vmids: VmidAllocator,
-    pub(crate) coherent_walks: bool,
     pub(crate) hook: Option<InvalidationHook<'h>>,
     trees: AtomicU64,
 }
@@ -38,17 +48,10 @@ impl<'h, A: Arch, M: TableMemory> Mmu<'h, A, M> {
                 features,
                 quiescence: Quiescence::new(cpus),
                 vmids: VmidAllocator::new(features.vmid16()),
-                coherent_walks: true,
                 hook: None,
                 trees: AtomicU64::new(1),
             }
         }
-    }
-
-    /// The same, on a machine whose table walks do not see the data caches: tables are cleaned to the Point of Coherency.
-    pub fn with_noncoherent_walks(mut self) -> Self {
-        self.coherent_walks = false;
-        self
     }
 
     /// The same, with a hook that every flush calls.

@@ -28,6 +28,7 @@
 //! A reader that is forgotten stalls the freeing and never corrupts. A `Reader` is not re-entrant: an interrupt handler
 //! at EL2 has none of its own and must not walk.
 
+use core::fmt;
 use core::marker::PhantomData;
 
 use crate::cpu::{Counters, CpuIndex, CpuSlot};
@@ -55,6 +56,17 @@ pub enum ClaimError {
     /// The slot has a reader already.
     Claimed(CpuIndex),
 }
+
+impl fmt::Display for ClaimError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchCpu(cpu) => write!(f, "there is no slot for cpu {}", cpu.0),
+            Self::Claimed(cpu) => write!(f, "cpu {} has a reader already", cpu.0),
+        }
+    }
+}
+
+impl core::error::Error for ClaimError {}
 
 impl<'h> Quiescence<'h> {
     const_unless_loom! {
@@ -136,12 +148,33 @@ pub struct GracePeriod(u64);
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Waiting(pub CpuIndex);
 
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cpu {} has not quiesced", self.0.0)
+    }
+}
+
+impl core::error::Error for Waiting {}
+
 /// A value that readers may still see, to be had back once they cannot.
 #[must_use = "what waits for a grace period is lost if this is dropped"]
 pub struct Quiescing<'q, T> {
     value: T,
     period: GracePeriod,
     domain: &'q Quiescence<'q>,
+}
+
+impl<T: fmt::Debug> fmt::Debug for Quiescing<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quiescing").field("value", &self.value).field("period", &self.period).finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl<T: defmt::Format> defmt::Format for Quiescing<'_, T> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Quiescing {{ value: {}, period: {}, .. }}", self.value, self.period);
+    }
 }
 
 impl<'q, T> Quiescing<'q, T> {

@@ -13,8 +13,8 @@
 //! # Two at once
 //! An operation may find that another CPU has already done what it was asked for, but not yet flushed: a page that is read-only
 //! in the tables and writable in a TLB. What it tells its caller must be true all the same. So a tree counts its open
-//! gathers, before the first entry is changed and until after the flush; and a flush that has nothing of its own, while
-//! another is open, takes all of the VMID.
+//! gathers, before the first entry is changed and until after the flush; and who relies on the others' work
+//! ([`Gather::flush_with_others`]) takes all of the VMID while another is open.
 //!
 //! Past [`MAX_OPERATIONS`] step 3 to 5 are one `VMALLS12E1IS`. Then the embedder's hook runs (SMMU, ATS), and after it
 //! `Flushed` exists.
@@ -25,9 +25,11 @@ use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::{Arch, Dsb, RangeOperand, Scope, Tlbi, ttl};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
+use crate::mmu::Invalidation;
 use crate::quiescence::Reader;
 use crate::sync::{AtomicU32, Ordering};
-use crate::tree::Tree;
+use crate::vmid::{Hold, Vmid};
+use crate::walk::Tree;
 
 /// Ranges a gather tells apart. Neighbours are merged; one more and all of the VMID goes.
 const MAX_RANGES: usize = 4;
@@ -129,26 +131,36 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
     }
 
     /// Invalidates what was collected, on all CPUs; see the [module](self). Nothing, if nothing was.
-    pub(crate) fn flush(mut self) -> Flushed {
+    pub(crate) fn flush(self) -> Flushed {
         if self.is_empty() {
-            if !self.open.has_company() {
-                return Flushed(());
-            }
-            self.everything();
+            return Flushed(());
         }
         let (mmu, arch) = (self.tree.mmu, &self.tree.mmu.arch);
         arch.dsb(Dsb::Ishst);
-        let slot = self.reader.slot();
-        let held = mmu.vmids.hold(&self.tree.vmid, slot, mmu.quiescence.slots(), arch);
-        let Ok(held) = held else {
-            // More CPUs run guests than there are VMIDs: take everybody's entries.
-            arch.tlbi(Tlbi::Alle1 { scope: Scope::InnerShareable });
-            arch.dsb(Dsb::Ish);
-            arch.isb();
-            return self.flushed(None);
-        };
-        let vmid = held.vmid;
-        let saved = arch.enter_vmid(self.tree.registers(vmid));
+        match mmu.vmids.hold(&self.tree.vmid, self.reader.slot(), mmu.quiescence.slots(), arch) {
+            Hold::Held(held) => {
+                let saved = arch.enter_vmid(self.tree.registers(held.vmid));
+                self.invalidate_all();
+                arch.leave_vmid(saved);
+                self.call_hook(Some(held.vmid));
+            }
+            // No TLB has anything of a tree that has no VMID.
+            Hold::Unused => self.call_hook(None),
+        }
+        Flushed(())
+    }
+
+    /// Flushes like [`Self::flush`], for a caller who relies on what others have done and may not have flushed yet.
+    pub(crate) fn flush_with_others(mut self) -> Flushed {
+        if self.open.has_company() {
+            self.everything();
+        }
+        self.flush()
+    }
+
+    /// Steps 3 to 6, in the tree's VMID.
+    fn invalidate_all(&self) {
+        let arch = &self.tree.mmu.arch;
         match self.operations() {
             Some(_) => {
                 for removed in &self.ranges {
@@ -164,21 +176,13 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
         }
         arch.dsb(Dsb::Ish);
         arch.isb();
-        arch.leave_vmid(saved);
-        drop(held);
-        self.flushed(Some(vmid))
     }
 
-    /// The last step: the embedder's hook, then the proof.
-    fn flushed(self, vmid: Option<crate::vmid::Vmid>) -> Flushed {
-        if let Some(hook) = self.tree.mmu.hook {
-            if self.everything || vmid.is_none() {
-                hook(vmid, None);
-            } else {
-                self.ranges.iter().for_each(|removed| hook(vmid, Some(removed.range)));
-            }
-        }
-        Flushed(())
+    /// The last step: the embedder's own invalidations.
+    fn call_hook(&self, vmid: Option<Vmid>) {
+        let Some(hook) = self.tree.mmu.hook else { return };
+        let ranges: ArrayVec<IpaRange, MAX_RANGES> = self.ranges.iter().map(|removed| removed.range).collect();
+        hook(Invalidation { tree: self.tree.id, vmid, ranges: (!self.everything).then_some(&ranges) });
     }
 
     /// How many TLBI by IPA or range it takes; `None` if all of the VMID is cheaper.
@@ -245,11 +249,13 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
 #[doc(alias = "flush_tlb_fix_spurious_fault")]
 pub(crate) fn relax_local<A: Arch, M: TableMemory>(tree: &Tree<'_, A, M>, reader: &Reader<'_>, ipa: Ipa) {
     let arch = &tree.mmu.arch;
-    arch.dsb(Dsb::Nshst);
-    arch.tlbi(Tlbi::Ipa { ipa, ttl: ttl(M::Granule::PAGE_SHIFT, None), scope: Scope::Local });
-    arch.dsb(Dsb::Nsh);
-    arch.tlbi(Tlbi::Vmalle1 { scope: Scope::Local });
-    arch.dsb(Dsb::Nsh);
-    arch.isb();
+    arch.in_guest_regime(|| {
+        arch.dsb(Dsb::Nshst);
+        arch.tlbi(Tlbi::Ipa { ipa, ttl: ttl(M::Granule::PAGE_SHIFT, None), scope: Scope::Local });
+        arch.dsb(Dsb::Nsh);
+        arch.tlbi(Tlbi::Vmalle1 { scope: Scope::Local });
+        arch.dsb(Dsb::Nsh);
+        arch.isb();
+    });
     reader.count().tlbi_local(1);
 }

@@ -16,6 +16,8 @@
 //!
 //! VMID 0 is never given out: it is what a CPU without a guest has.
 
+use core::fmt;
+
 use crate::arch::{Arch, Dsb, Scope, Tlbi};
 use crate::cpu::CpuSlot;
 use crate::sync::{AtomicU64, Mutex, Ordering, const_unless_loom, fence};
@@ -113,10 +115,26 @@ impl Drop for Held<'_> {
     }
 }
 
+/// What there is to invalidate under.
+pub(crate) enum Hold<'a> {
+    /// This VMID.
+    Held(Held<'a>),
+    /// Nothing: no TLB has an entry of a tree that has no VMID.
+    Unused,
+}
+
 /// Every VMID is in use by a running guest: there are more CPUs than VMIDs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct OutOfVmids;
+
+impl fmt::Display for OutOfVmids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("more CPUs run guests than there are VMIDs")
+    }
+}
+
+impl core::error::Error for OutOfVmids {}
 
 impl VmidAllocator {
     const_unless_loom! {
@@ -124,15 +142,16 @@ impl VmidAllocator {
         pub fn new(sixteen_bits: bool) -> Self {
             Self {
                 bits: if sixteen_bits { 16 } else { NARROW_BITS },
-                generation: AtomicU64::new(1),
-                book: Mutex::new(Book { taken: [0; MAX_VMIDS / 64], next: 1 }),
+                // All taken: the first to ask begins the first generation, and with it invalidates what was before us.
+                generation: AtomicU64::new(0),
+                book: Mutex::new(Book { taken: [u64::MAX; MAX_VMIDS / 64], next: 1 }),
             }
         }
     }
 
-    /// How many rollovers there were.
+    /// How many rollovers there were, after the first VMID was given out.
     pub fn rollovers(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed) - 1
+        self.generation.load(Ordering::Relaxed).saturating_sub(1)
     }
 
     /// The VMID under which the CPU of `slot` may now enter the guest of `tree`; see *Entry* above.
@@ -169,25 +188,29 @@ impl VmidAllocator {
     /// The VMID to invalidate under, held until dropped; see *Invalidation* above. To be called after the DSB that
     /// makes the change seen: a VMID that is given out later is then clean by itself.
     #[inline]
-    pub(crate) fn hold<'a>(
-        &self,
-        tree: &TreeVmid,
-        slot: &'a CpuSlot,
-        slots: &[CpuSlot],
-        arch: &impl Arch,
-    ) -> Result<Held<'a>, OutOfVmids> {
+    pub(crate) fn hold<'a>(&self, tree: &TreeVmid, slot: &'a CpuSlot, slots: &[CpuSlot], arch: &impl Arch) -> Hold<'a> {
         let current = Stamped(tree.0.load(Ordering::Acquire));
-        slot.flushing.store(current.0, Ordering::Relaxed);
-        // Partner: the fence in `roll_over`.
-        fence(Ordering::SeqCst);
-        if current.is_of(self.generation.load(Ordering::Acquire)) {
-            return Ok(Held { slot, vmid: current.vmid() });
+        if current.0 != 0 {
+            slot.flushing.store(current.0, Ordering::Relaxed);
+            // Partner: the fence in `roll_over`.
+            fence(Ordering::SeqCst);
+            if current.is_of(self.generation.load(Ordering::Acquire)) {
+                return Hold::Held(Held { slot, vmid: current.vmid() });
+            }
+            slot.flushing.store(0, Ordering::Release);
         }
-        slot.flushing.store(0, Ordering::Release);
         let mut book = self.book.lock();
-        let stamped = self.renew(&mut book, tree, slots, arch)?;
+        // Asked under the lock: a CPU that has entered before is seen, and one that enters for the first time later takes
+        // the lock, too, and sees the change.
+        if tree.0.load(Ordering::Relaxed) == 0 {
+            return Hold::Unused;
+        }
+        let Ok(stamped) = self.renew(&mut book, tree, slots, arch) else {
+            // It does not run, or its VMID would be reserved; and the rollover took all TLB entries.
+            return Hold::Unused;
+        };
         slot.flushing.store(stamped.0, Ordering::Relaxed);
-        Ok(Held { slot, vmid: stamped.vmid() })
+        Hold::Held(Held { slot, vmid: stamped.vmid() })
     }
 
     /// Takes the VMID of a tree that is gone, after all its TLB entries are.
@@ -219,10 +242,8 @@ impl VmidAllocator {
         let vmid = match book.find(self.bits) {
             Some(vmid) => vmid,
             None => {
+                // The tree itself does not run: its VMID would be of this generation, or reserved.
                 self.roll_over(book, slots, arch);
-                if old.0 != 0 && self.is_reserved(old, slots) {
-                    return Ok(self.stamp(tree, old.vmid()));
-                }
                 book.find(self.bits).ok_or(OutOfVmids)?
             }
         };

@@ -11,27 +11,45 @@ use aarch64_cpu::registers::{DAIF, HCR_EL2, PAR_EL1, ReadWriteable, Readable, VT
 
 use super::{Arch, Dsb, SavedContext, Scope, Stage1Access, Stage2Registers, Tlbi, tlbi};
 use crate::addr::Pa;
+use crate::geometry::Features;
 
-/// The CPU this runs on. The same value serves all CPUs: it holds nothing of one.
-#[derive(Clone, Copy, Debug)]
+/// The CPUs this runs on: one value serves them all.
+#[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Aarch64 {
     /// What to add to a physical address to have the address it is mapped at.
     offset: u64,
+    /// Bytes of the smallest line of any CPU's data caches, and of its instruction caches.
     data_line: u64,
+    instruction_line: u64,
+    /// Instruction caches are PIPT: to invalidate by one address is to invalidate by all.
+    physically_tagged: bool,
+    /// EL2 runs with HCR_EL2.E2H set, and so may have TGE set.
+    host_extensions: bool,
 }
 
 impl Aarch64 {
-    /// The machine, whose RAM EL2 has mapped at its physical address plus `offset` (modulo 2^64).
+    /// The machine, whose RAM EL2 has mapped at its physical address plus `offset` (modulo 2^64). `features` are what all of
+    /// its CPUs have in common.
     ///
     /// # Safety
     /// - It is only used at EL2, non-secure, with EL2's own translation on.
     /// - All memory that is given to a guest or used for tables is mapped Normal Write-Back at `offset`, on every CPU.
-    /// - Nothing else changes VTCR_EL2, VTTBR_EL2 or HCR_EL2.VM.
-    pub unsafe fn new(offset: u64) -> Self {
+    /// - Nothing else changes VTCR_EL2, VTTBR_EL2 or HCR_EL2.{VM,FWB}.
+    /// - It is made once, for the one [`Mmu`](crate::Mmu) of the machine: VMIDs are given out by that alone.
+    /// - A CPU's [`Reader`](crate::Reader) is claimed and used on that CPU.
+    pub unsafe fn new(offset: u64, features: &Features) -> Self {
+        const PIPT: u64 = 0b11;
         let ctr: u64;
         // SAFETY: reading CTR_EL0 has no side effect and is allowed at EL2.
         unsafe { asm!("mrs {}, CTR_EL0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-        Self { offset, data_line: 4 << (ctr >> 16 & 0xf) }
+        Self {
+            offset,
+            data_line: u64::from(features.data_line_bytes()),
+            instruction_line: u64::from(features.instruction_line_bytes()),
+            physically_tagged: ctr >> 14 & 0b11 == PIPT,
+            host_extensions: HCR_EL2.get() & HCR_E2H != 0,
+        }
     }
 
     #[inline(always)]
@@ -127,6 +145,26 @@ impl Arch for Aarch64 {
         self.isb();
     }
 
+    #[inline(always)]
+    fn in_guest_regime<T>(&self, f: impl FnOnce() -> T) -> T {
+        if !self.host_extensions {
+            return f();
+        }
+        let hcr = HCR_EL2.get();
+        HCR_EL2.set(hcr & !HCR_TGE);
+        self.isb();
+        let result = f();
+        HCR_EL2.set(hcr);
+        self.isb();
+        result
+    }
+
+    #[inline(always)]
+    fn is_loaded(&self, registers: Stage2Registers) -> bool {
+        // The root and the VMID tell trees apart; each is loaded together with its VTCR_EL2.
+        VTTBR_EL2.get() == registers.vttbr
+    }
+
     fn translate_stage1(&self, address: u64, access: Stage1Access) -> u64 {
         let guests = PAR_EL1.get();
         match access {
@@ -147,16 +185,23 @@ impl Arch for Aarch64 {
         self.for_each_line(start, bytes, self.data_line, |line| operate!("dc civac", line));
     }
 
-    fn synchronize_instructions(&self, start: Pa, bytes: u64) {
-        self.for_each_line(start, bytes, self.data_line, |line| operate!("dc cvau", line));
-        self.dsb(Dsb::Ish);
-        // The guest may have it mapped at an alias of another colour (VIPT caches), so all of it goes, not by address.
-        operate!("ic ialluis");
+    fn synchronize_instructions(&self, start: Pa, bytes: u64, clean: bool, invalidate: bool) {
+        if clean {
+            self.for_each_line(start, bytes, self.data_line, |line| operate!("dc cvau", line));
+            self.dsb(Dsb::Ish);
+        }
+        if invalidate && self.physically_tagged {
+            self.for_each_line(start, bytes, self.instruction_line, |line| operate!("ic ivau", line));
+        } else if invalidate {
+            // The guest may have fetched it at an address of another colour.
+            operate!("ic ialluis");
+        }
     }
 }
 
 const HCR_VM: u64 = 1 << 0;
 const HCR_TGE: u64 = 1 << 27;
+const HCR_E2H: u64 = 1 << 34;
 const HCR_FWB: u64 = 1 << 46;
 
 #[inline(always)]

@@ -76,8 +76,16 @@ pub trait Arch {
     /// Disables this CPU's stage 2, and leaves no root in VTTBR_EL2. Synchronizes context.
     fn unload(&self);
 
+    /// Runs `f` with the EL1&0 regime of the loaded guest as the one that TLBI and AT apply to: under VHE, with HCR_EL2.TGE
+    /// clear. Nothing has to be done where TGE is never set.
+    fn in_guest_regime<T>(&self, f: impl FnOnce() -> T) -> T;
+
+    /// Whether `registers` are what this CPU has in VTCR_EL2 and VTTBR_EL2.
+    fn is_loaded(&self, registers: Stage2Registers) -> bool;
+
     /// Translates a guest's virtual address through its stage 1 (and its own stage 2 where that is needed to walk) with an
-    /// AT instruction, preserving the guest's PAR_EL1. Returns PAR_EL1 as the instruction left it.
+    /// AT instruction, preserving the guest's PAR_EL1. Returns PAR_EL1 as the instruction left it. Within
+    /// [`Self::in_guest_regime`].
     fn translate_stage1(&self, address: u64, access: Stage1Access) -> u64;
 
     /// Cleans `bytes` from `start` on to the Point of Coherency, for walkers that are not coherent. No barrier after.
@@ -86,13 +94,14 @@ pub trait Arch {
     /// Cleans and invalidates `bytes` from `start` on to the Point of Coherency. No barrier after.
     fn clean_invalidate_to_poc(&self, start: Pa, bytes: u64);
 
-    /// Makes the instruction side see `bytes` from `start` on: to the Point of Unification, and invalidates the
-    /// instruction caches. With the barriers it needs between, none after.
-    fn synchronize_instructions(&self, start: Pa, bytes: u64);
+    /// Makes the instruction side see `bytes` from `start` on: `clean`s the data caches to the Point of Unification,
+    /// `invalidate`s the instruction caches, on all CPUs. With the barrier it needs between, none after.
+    fn synchronize_instructions(&self, start: Pa, bytes: u64, clean: bool, invalidate: bool);
 }
 
 /// What [`Arch::enter_vmid`] found, for [`Arch::leave_vmid`] to put back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use = "the CPU stays in the guest's context until this is put back"]
 pub struct SavedContext {
     /// VTCR_EL2 and VTTBR_EL2 as they were.

@@ -28,8 +28,10 @@
 //! manage dirty state, writable-clean also has DBM set and the hardware sets bit 7; elsewhere the first write faults.
 
 mod attributes;
+mod bbm;
 
 pub use attributes::{Attributes, Format, MemoryType, Permissions, S2Ap, Shareability, Xn};
+pub use bbm::needs_break;
 
 use core::fmt;
 
@@ -71,6 +73,9 @@ pub enum Marker {
     Removing = 3,
     /// Unmapped and invalidated; one unmapper is handing the frame back.
     Claimed = 4,
+    /// An empty table was taken out here and some walk cache may still lead to it: nothing is mapped, and another table
+    /// follows only after the flush.
+    Detached = 5,
 }
 
 /// What a descriptor is, given the level it was found at.
@@ -156,7 +161,7 @@ impl Descriptor {
     /// Whether it maps memory, or did before it became a marker, in a table of `level`.
     #[inline(always)]
     pub const fn is_leaf(self, level: Level) -> bool {
-        !self.is_none() && self.next_table(level).is_none()
+        !self.is_none() && self.next_table(level).is_none() && !matches!(self.marker(), Some(Marker::Detached))
     }
 
     /// The output address, of a marker too.
@@ -176,6 +181,7 @@ impl Descriptor {
             2 => Some(Marker::Breaking),
             3 => Some(Marker::Removing),
             4 => Some(Marker::Claimed),
+            5 => Some(Marker::Detached),
             _ => None,
         }
     }
@@ -246,7 +252,7 @@ impl Descriptor {
     /// Whether the hardware may set the dirty bit.
     #[inline(always)]
     pub const fn has_dbm(self) -> bool {
-        self.0 & DBM != 0
+        self.0 & (DBM | VALID) == DBM | VALID
     }
 
     /// Whether the contiguous hint is set.
@@ -338,6 +344,21 @@ mod tests {
         for why in [Marker::Breaking, Marker::Removing, Marker::Claimed] {
             assert_eq!(table.into_marker(why).next_table(Level::L1), None);
         }
+    }
+
+    #[test]
+    fn where_a_table_was_detached_nothing_is_mapped_and_nobody_looks_further() {
+        let table = Pa::new(0x8000_1000);
+        let detached = Descriptor::table(table).into_marker(Marker::Detached);
+        assert_eq!(detached.kind(Level::L2), Kind::Marker(Marker::Detached));
+        assert_eq!(detached.address(), table, "the reclaimer knows it by that");
+        assert!(!detached.is_none(), "no other table takes the place before the flush");
+        assert!(!detached.is_valid() && !detached.is_dirty());
+        for level in [Level::L0, Level::L1, Level::L2] {
+            assert_eq!(detached.next_table(level), None);
+            assert!(!detached.is_leaf(level));
+        }
+        assert_eq!(detached.remover(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The side log: one bit a page, set by anybody, cleared by the harvester's rearm.
 
 use crate::addr::{Ipa, IpaRange};
-use crate::sync::{AtomicBool, Ordering, Word};
+use crate::sync::{AtomicBool, Ordering, Word, fence};
 
 /// Memory for the side log: a bit for each page from `base` on. It also says what is logged: pages outside are not.
 #[derive(Clone, Copy)]
@@ -10,6 +10,13 @@ pub struct DirtyBitmap<'h> {
     pub base: Ipa,
     /// The bits, the lowest first.
     pub words: &'h [Word],
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for DirtyBitmap<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "DirtyBitmap {{ base: {}, {=usize} words }}", self.base, self.words.len());
+    }
 }
 
 impl DirtyBitmap<'_> {
@@ -55,7 +62,10 @@ impl<'h> LogState<'h> {
 
     /// Turns logging on; `false` if it is.
     pub(crate) fn activate(&self) -> bool {
-        !self.active.swap(true, Ordering::AcqRel)
+        let activated = !self.active.swap(true, Ordering::AcqRel);
+        // From here on a store that is marked is either noted or before what is copied. Partner: the fence in `mark_dirty`.
+        fence(Ordering::SeqCst);
+        activated
     }
 
     /// Sets the bits of the entry of `1 << shift` bytes over `ipa`. Release: who reads the bit reads what was stored before.

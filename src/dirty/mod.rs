@@ -56,17 +56,20 @@ impl Content {
     }
 }
 
-/// The one harvester of a guest's dirty log.
-///
-/// From [`Stage2::start_logging`](crate::stage2::Stage2::start_logging); given back with [`Self::stop`]. Forgetting it leaves
-/// logging on, and nobody can harvest.
+/// The one harvester of a guest's dirty log, from [`Stage2::start_logging`](crate::stage2::Stage2::start_logging). Logging ends when
+/// it is dropped. Should it be forgotten, logging stays on and nobody can harvest; nothing worse.
+#[must_use = "logging ends when this is dropped"]
 pub struct DirtyLog<'s, 'h, A: Arch, M: TableMemory> {
     stage2: &'s Stage2<'h, A, M>,
 }
 
 impl<A: Arch, M: TableMemory> DirtyLog<'_, '_, A, M> {
     /// Ends logging. Pages that are clean stay so until they are written once more.
-    pub fn stop(self) {
+    pub fn stop(self) {}
+}
+
+impl<A: Arch, M: TableMemory> Drop for DirtyLog<'_, '_, A, M> {
+    fn drop(&mut self) {
         self.stage2.log.set_active(false);
     }
 }

@@ -4,6 +4,8 @@
 //! remover tells the side log. After the flush each table is locked once more, and if nothing in it is dirty its flag is
 //! cleared.
 
+use core::fmt;
+
 use super::DirtyLog;
 use super::scan::check_bitmap;
 use super::start::clear_flag_if_clean;
@@ -16,6 +18,7 @@ use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::stage2::{covers, entries};
 use crate::tlb::{Flushed, Gather};
+use crate::walk::Visit;
 
 /// Leaf tables' worth of address space cleaned before a flush.
 const CHUNK_TABLES: u64 = 64;
@@ -35,8 +38,28 @@ pub enum RearmError {
     Corrupt(Corrupt),
 }
 
+impl fmt::Display for RearmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::BitmapTooShort { needed } => write!(f, "the bitmap must have {needed} words at least"),
+            Self::Corrupt(corrupt) => write!(f, "the tree is corrupt at {}", corrupt.ipa),
+        }
+    }
+}
+
+impl core::error::Error for RearmError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
+}
+
 /// The pages of the bitmap are clean, in the tables and in all TLBs: from now on they may be copied.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use = "the pages that were cleaned have to be copied"]
 pub struct Rearmed {
     /// Pages that were dirty and are clean now.
@@ -54,6 +77,7 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
     pub fn rearm(&mut self, reader: &Reader<'_>, range: IpaRange, bitmap: &[u64]) -> Result<Rearmed, RearmError> {
         check_bitmap::<M::Granule>(range, bitmap.len()).map_err(|needed| RearmError::BitmapTooShort { needed })?;
         self.stage2.check(reader, range).map_err(RearmError::Argument)?;
+        self.stage2.check_logged(range).map_err(RearmError::Argument)?;
         let harvest = Harvest { start: range.start(), bitmap, page_shift: M::Granule::PAGE_SHIFT };
         let mut cleaned = 0;
         let mut rest = Some(range);
@@ -75,11 +99,9 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
     fn clean(&self, reader: &Reader<'_>, chunk: IpaRange, harvest: &Harvest<'_>) -> Result<(Flushed, u64), Corrupt> {
         let mut gather = Gather::new(&self.stage2.tree, reader);
         let mut cleaned = 0;
-        let result = self.stage2.for_each_locked(reader, chunk, |locked, part, first, count| {
+        let wanted = |visit: &Visit<'_>| visit.table.may_be_dirty() && harvest.any(visit.range);
+        let result = self.stage2.for_each_locked_if(reader, chunk, wanted, |locked, part, first, count| {
             let level = locked.level();
-            if !locked.table().page.meta.may_be_dirty() || !harvest.any(part) {
-                return Ok(());
-            }
             let before = cleaned;
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let leaf = locked.read(index);
@@ -109,11 +131,10 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         harvest: &Harvest<'_>,
         _after: Flushed,
     ) -> Result<(), Corrupt> {
+        let wanted = |visit: &Visit<'_>| visit.table.may_be_dirty() && harvest.any(visit.range);
         self.stage2
-            .for_each_locked(reader, chunk, |locked, part, _, _| {
-                if locked.table().page.meta.may_be_dirty() && harvest.any(part) {
-                    clear_flag_if_clean(locked);
-                }
+            .for_each_locked_if(reader, chunk, wanted, |locked, _, _, _| {
+                clear_flag_if_clean(locked);
                 Ok(())
             })
             .map_err(|(_, corrupt): (_, Corrupt)| corrupt)

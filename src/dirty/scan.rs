@@ -1,5 +1,7 @@
 //! Scan: the read-only half of a harvest. No lock, no store but to the caller's bitmap, and no fault waits for it.
 
+use core::fmt;
+
 use super::DirtyLog;
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
@@ -26,6 +28,25 @@ pub enum ScanError {
     Corrupt(Corrupt),
 }
 
+impl fmt::Display for ScanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::BitmapTooShort { needed } => write!(f, "the bitmap must have {needed} words at least"),
+            Self::Corrupt(corrupt) => write!(f, "the tree is corrupt at {}", corrupt.ipa),
+        }
+    }
+}
+
+impl core::error::Error for ScanError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
+}
+
 impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
     /// Sets the bit of each page of `range` that is dirty, the range's first page being bit 0 of `bitmap[0]`; clears none.
     /// Returns how many pages it found.
@@ -37,6 +58,7 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
     pub fn scan(&mut self, reader: &Reader<'_>, range: IpaRange, bitmap: &mut [u64]) -> Result<u64, ScanError> {
         check_bitmap::<M::Granule>(range, bitmap.len()).map_err(|needed| ScanError::BitmapTooShort { needed })?;
         self.stage2.check(reader, range).map_err(ScanError::Argument)?;
+        self.stage2.check_logged(range).map_err(ScanError::Argument)?;
         let mut found = 0;
         let mut note = |ipa: Ipa, pages: u64| {
             let first = (ipa.raw() - range.start().raw()) >> M::Granule::PAGE_SHIFT;
@@ -51,7 +73,7 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         self.stage2
             .read_only(reader)
             .visit(range, |visit| {
-                if visit.table.page.meta.may_be_dirty() {
+                if visit.table.may_be_dirty() {
                     scan_table::<M::Granule>(&visit, &mut note);
                 }
                 true

@@ -1,5 +1,7 @@
 //! Start, and the marking of stores that do not go through the tree.
 
+use core::fmt;
+
 use super::DirtyLog;
 use crate::addr::IpaRange;
 use crate::arch::Arch;
@@ -9,6 +11,7 @@ use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::stage2::Stage2;
+use crate::sync::{Ordering, fence};
 use crate::tlb::Gather;
 use crate::walk::Locked;
 
@@ -35,6 +38,26 @@ pub enum StartError {
     Started,
     /// The tree is corrupt; logging is off.
     Corrupt(Corrupt),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::NoBitmap => f.write_str("the guest was made without a bitmap to log in"),
+            Self::Started => f.write_str("the guest is being logged already"),
+            Self::Corrupt(corrupt) => write!(f, "the tree is corrupt at {}", corrupt.ipa),
+        }
+    }
+}
+
+impl core::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
@@ -67,7 +90,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     fn clean_all(&self, reader: &Reader<'_>, logged: IpaRange) -> Result<(), Corrupt> {
-        self.for_each_locked(reader, logged, |locked, _, first, count| {
+        let mut gather = Gather::new(&self.tree, reader);
+        let cleaned = self.for_each_locked(reader, logged, |locked, _, first, count| {
             let level = locked.level();
             for index in first..first + count {
                 if let Kind::Page(_) | Kind::Block(_) = locked.read(index).kind(level) {
@@ -75,11 +99,11 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 }
             }
             Ok(())
-        })
-        .map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
-        let mut gather = Gather::new(&self.tree, reader);
+        });
+        // Also if the tree turned out corrupt: what was cleaned is flushed.
         gather.everything();
         let _quiet = gather.flush();
+        cleaned.map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
         self.for_each_locked(reader, logged, |locked, _, _, _| {
             clear_flag_if_clean(locked);
             Ok(())
@@ -91,15 +115,14 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// no lock. Nothing, while logging is off.
     ///
     /// # Errors
-    /// [`ArgumentError::BeyondIpaSize`]; nothing was noted.
+    /// [`ArgumentError::NotLogged`] if any of it is outside of what the bitmap covers; nothing was noted.
     pub fn mark_dirty(&self, range: IpaRange) -> Result<(), ArgumentError> {
-        if !self.tree.geometry.contains(range) {
-            return Err(ArgumentError::BeyondIpaSize(range));
-        }
-        let Some(range) = self.logged_range().and_then(|logged| logged.intersection(range)) else { return Ok(()) };
+        self.check_logged(range)?;
+        // The store comes before the look whether logging is on. Partner: the fence in `activate`.
+        fence(Ordering::SeqCst);
         let shift = M::Granule::PAGE_SHIFT;
         let mut at = range.start().align_down(shift);
-        while at <= range.last() {
+        while self.log.is_active() && at <= range.last() {
             self.log.publish(at, shift, shift);
             match at.checked_add(M::Granule::PAGE_SIZE) {
                 Some(next) => at = next,
@@ -108,12 +131,20 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
         Ok(())
     }
+
+    /// Whether the bitmap covers all of `range`.
+    pub(super) fn check_logged(&self, range: IpaRange) -> Result<(), ArgumentError> {
+        match self.logged_range() {
+            Some(logged) if logged.contains(range.start()) && logged.contains(range.last()) => Ok(()),
+            _ => Err(ArgumentError::NotLogged(range)),
+        }
+    }
 }
 
 /// After a flush: clears the table's flag if nothing in it is dirty or can become so without its lock.
 pub(super) fn clear_flag_if_clean<A: Arch, M: TableMemory>(locked: &mut Locked<'_, '_, A, M>) {
     let may_be_dirty = |entry: Descriptor| entry.is_dirty() || entry.has_dbm();
     if !(0..M::Granule::ENTRIES).any(|index| may_be_dirty(locked.read(index))) {
-        locked.table().page.meta.clear_may_be_dirty();
+        locked.table().meta().clear_may_be_dirty();
     }
 }

@@ -2,15 +2,20 @@
 
 use core::marker::PhantomData;
 
-use crate::addr::{Ipa, Pa};
-use crate::arch::Arch;
+use crate::addr::{Ipa, IpaRange, Pa};
+use crate::arch::{Arch, Dsb};
+use crate::descriptor::{Descriptor, Kind, Marker, MemoryType};
+use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
-use crate::stage2::{QueryError, Stage2};
+use crate::stage2::{QueryError, Stage2, entries};
+use crate::walk::Visit;
 
 /// The frame of a page. Who unmaps it gets it for reuse only after the read section this borrows from: until then it
 /// is this page's, or was a moment ago.
+#[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct FrameView<'r> {
     pa: Pa,
     bytes: u64,
@@ -30,22 +35,74 @@ impl FrameView<'_> {
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
-    /// The frame of the page of `ipa`, fit to be read by the hypervisor (rule 13: without FWB the caches are cleaned and
-    /// invalidated first). `None` if nothing is mapped there now, or it is just being removed: a harvester who
-    /// misses a page gives it back with [`Self::mark_dirty`].
+    /// The frame of the page of `ipa`, fit to be read by the hypervisor (rule 13: where the guest may look behind the caches they
+    /// are cleaned and invalidated first). A page that is just being removed still has its frame. `None` if nothing is mapped
+    /// there now: a harvester who misses a page gives it back with [`Self::mark_dirty`].
     ///
     /// Locks nothing, invalidates nothing.
     ///
     /// # Errors
     /// As [`Self::query`].
-    pub fn view<'r>(&self, reader: &'r Reader<'_>, ipa: Ipa) -> Result<Option<FrameView<'r>>, QueryError> {
+    pub fn view<'r>(&'r self, reader: &'r Reader<'_>, ipa: Ipa) -> Result<Option<FrameView<'r>>, QueryError> {
         let page = ipa.align_down(M::Granule::PAGE_SHIFT);
-        let Some(mapping) = self.query(reader, page)? else { return Ok(None) };
+        self.check_page(reader, page)?;
+        let found = self.read_only(reader).find(page).map_err(QueryError::Corrupt)?;
+        let level = found.table.level;
+        let base = match found.value.kind(level) {
+            Kind::Page(base) | Kind::Block(base) => base,
+            Kind::Marker(Marker::Removing | Marker::Claimed) => found.value.address(),
+            _ => return Ok(None),
+        };
+        let pa = base.offset(page.raw() & (M::Granule::entry_size(level) - 1));
         let bytes = M::Granule::PAGE_SIZE;
-        if !self.tree.mmu.features.force_write_back() {
-            self.tree.mmu.arch.clean_invalidate_to_poc(mapping.pa, bytes);
-            self.tree.mmu.arch.dsb(crate::arch::Dsb::Ish);
+        // A marker does not say what it was.
+        let memory = self.tree.format.memory_type(found.value).filter(|_| found.value.is_valid());
+        if self.looks_behind_caches(memory.unwrap_or(MemoryType::NormalNonCacheable)) {
+            self.tree.mmu.arch.clean_invalidate_to_poc(pa, bytes);
+            self.tree.mmu.arch.dsb(Dsb::Ish);
         }
-        Ok(Some(FrameView { pa: mapping.pa, bytes, section: PhantomData }))
+        Ok(Some(FrameView { pa, bytes, section: PhantomData }))
+    }
+
+    /// Makes memory of `range` hold what the guest sees, and the caches nothing of it: for traps of set/way maintenance and of a
+    /// guest that turns its caches on or off.
+    ///
+    /// Locks nothing, invalidates no translation.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn flush_mapped(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), QueryError> {
+        self.check(reader, range).map_err(QueryError::Argument)?;
+        let (arch, format) = (&self.tree.mmu.arch, self.tree.format);
+        self.for_each_frame(reader, range, |leaf, pa, bytes| {
+            if format.memory_type(leaf).is_some_and(|memory| self.looks_behind_caches(memory)) {
+                arch.clean_invalidate_to_poc(pa, bytes);
+            }
+        })
+        .map_err(QueryError::Corrupt)?;
+        arch.dsb(Dsb::Ish);
+        Ok(())
+    }
+
+    /// Calls `look` with each valid leaf of `range`, and the part of its frame that the range covers.
+    pub(crate) fn for_each_frame(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        mut look: impl FnMut(Descriptor, Pa, u64),
+    ) -> Result<(), Corrupt> {
+        let each = |visit: Visit<'_>| {
+            let level = visit.table.level;
+            for (index, ipa) in entries::<M::Granule>(visit.range.start(), level, visit.first, visit.count) {
+                let leaf = visit.table.read(index);
+                if let Kind::Page(base) | Kind::Block(base) = leaf.kind(level) {
+                    let last = M::Granule::entry_last(ipa, level).min(visit.range.last());
+                    let offset = ipa.raw() & (M::Granule::entry_size(level) - 1);
+                    look(leaf, base.offset(offset), last.raw() - ipa.raw() + 1);
+                }
+            }
+            true
+        };
+        self.read_only(reader).visit(range, each).map(|_| ())
     }
 }

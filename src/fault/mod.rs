@@ -16,6 +16,8 @@ mod resolve;
 pub use resolve::{FaultError, Outcome};
 pub use syndrome::Syndrome;
 
+use core::fmt;
+
 use crate::addr::{Ipa, Pa};
 use crate::descriptor::Attributes;
 use crate::dirty::Content;
@@ -51,6 +53,17 @@ pub enum Unavailable {
     /// Never: the guest gets an external abort.
     Never,
 }
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Later => f.write_str("the page is not to be had now"),
+            Self::Never => f.write_str("the page is not to be had"),
+        }
+    }
+}
+
+impl core::error::Error for Unavailable {}
 
 /// Where a guest's memory comes from. Called with no lock held, from the CPU that takes the fault; it may be called for
 /// one page on several CPUs at once.

@@ -1,5 +1,7 @@
 //! The fault path.
 
+use core::fmt;
+
 use super::decode::{Abort, FaultAddress, MmioAccess, NotAnAbort, decode};
 use super::inject::{GuestFault, Reflection};
 use super::syndrome::{FaultClass, Par, Syndrome};
@@ -11,7 +13,7 @@ use crate::descriptor::{Attributes, Descriptor, Kind, Permissions, Xn};
 use crate::error::Corrupt;
 use crate::fault::decode::Access;
 use crate::geometry::granule::Granule;
-use crate::memory::{Spares, TableMemory};
+use crate::memory::{OutOfTables, Spares, TableMemory};
 use crate::quiescence::Reader;
 use crate::stage2::{Loaded, MapCause, Stage2};
 use crate::sync::Ordering;
@@ -46,6 +48,28 @@ pub enum FaultError {
     BadFrame(Pa),
     /// The tree is corrupt.
     Corrupt(Corrupt),
+}
+
+impl fmt::Display for FaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAnAbort(_) => f.write_str("the exception is no stage-2 fault"),
+            Self::OtherCpu => f.write_str("the reader is not of the CPU that has the tree loaded"),
+            Self::OutOfTables => OutOfTables.fmt(f),
+            Self::BadFrame(pa) => write!(f, "the backing gave {pa}, which is not the frame of a page"),
+            Self::Corrupt(corrupt) => write!(f, "the tree is corrupt at {}", corrupt.ipa),
+        }
+    }
+}
+
+impl core::error::Error for FaultError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::NotAnAbort(error) => Some(error),
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
 }
 
 /// What an access needs of the entry that translates it.
@@ -168,7 +192,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         if !IpaRange::new(page, M::Granule::PAGE_SIZE).is_some_and(|range| self.tree.geometry.contains(range)) {
             return Ok(Outcome::Reflect(abort.reflect(GuestFault::AddressSize)));
         }
-        let seen = self.tree.changes.seen();
+        let seen = self.tree.changes.seen(page);
         let attributes = match backing.region(ipa) {
             Region::Memory(attributes) => attributes,
             Region::Emulated => {

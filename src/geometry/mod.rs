@@ -220,6 +220,13 @@ impl<G: Granule> Geometry<G> {
         range.last().raw() < self.ipa_size()
     }
 
+    /// Whether CPUs with `features` can use it, and its VMIDs are as wide as theirs: a tree whose `VTCR_EL2.VS` says 8 bits
+    /// while 16-bit VMIDs are given out would share TLB entries with others.
+    pub fn suits(&self, features: &Features) -> bool {
+        let vmids_fit = self.vtcr.vmid16() || !features.vmid16();
+        vmids_fit && self.pa_range <= features.pa_range() && self.hardware_update <= features.hardware_update()
+    }
+
     /// The value of `VTCR_EL2`.
     #[inline]
     pub const fn vtcr(&self) -> Vtcr {
@@ -258,7 +265,7 @@ impl Geometry<GranuleTiny> {
             return None;
         }
         let ipa_bits = GranuleTiny::PAGE_SHIFT + levels * GranuleTiny::INDEX_BITS + root_order;
-        Some(Self::with_levels(ipa_bits as u8, levels, MAX_PA_RANGE, true, HardwareUpdate::None))
+        Some(Self::with_levels(ipa_bits as u8, levels, PaRange::Bits32, true, HardwareUpdate::None))
     }
 }
 

@@ -12,6 +12,8 @@ pub use meta::{TableMeta, TableState, TreeId};
 pub use pool::{Pool, PoolRegion, PoolUse};
 pub(crate) use spare::{SpareTable, Spares};
 
+use core::fmt;
+
 use crate::addr::Pa;
 use crate::geometry::granule::Granule;
 use crate::sync::Word;
@@ -29,6 +31,14 @@ pub struct TablePage<'m> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct OutOfTables;
+
+impl fmt::Display for OutOfTables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is no table page left")
+    }
+}
+
+impl core::error::Error for OutOfTables {}
 
 /// Where table pages come from and go back to. Any call of `alloc` and `alloc_root` may fail.
 ///
@@ -61,8 +71,34 @@ pub unsafe trait TableMemory: Sync {
     fn alloc_root(&self, order: u32) -> Result<Pa, OutOfTables>;
 
     /// Takes back what `alloc` (`order` 0) or `alloc_root` gave.
-    fn free(&self, table: Pa, order: u32);
+    ///
+    /// # Safety
+    /// Nobody uses the pages any more: they are linked nowhere, in no TLB, and no reader is in them.
+    unsafe fn free(&self, table: Pa, order: u32);
 
     /// The table page at `table`, if there is one.
-    fn table(&self, table: Pa) -> Option<TablePage<'_>>;
+    ///
+    /// # Safety
+    /// The caller stores nothing to a page that is linked: what it says becomes a guest's memory.
+    unsafe fn table(&self, table: Pa) -> Option<TablePage<'_>>;
 }
+
+/// What the library does with table memory, by its own rules.
+pub(crate) trait OwnTables: TableMemory {
+    /// The table page at `table`, if there is one.
+    #[inline(always)]
+    fn page(&self, table: Pa) -> Option<TablePage<'_>> {
+        // SAFETY: the library stores to a page through `walk::Locked` alone, and to one that is not linked before it links it.
+        unsafe { self.table(table) }
+    }
+
+    /// Gives back pages that a spare's owner never linked, that have been through all of the reclaimer's steps, or whose tree is
+    /// being torn down.
+    fn give_back(&self, table: Pa, order: u32) {
+        // SAFETY: those are the three callers, and each has made sure of it: `SpareTable` owns its page, `Batch<Quiesced>` can
+        // only be made by the steps before, and teardown owns the tree and has invalidated it.
+        unsafe { self.free(table, order) }
+    }
+}
+
+impl<M: TableMemory> OwnTables for M {}

@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
-use super::{OutOfTables, TableMemory, TableMeta, TablePage};
+use super::{OutOfTables, OwnTables, TableMemory, TableMeta, TablePage};
 use crate::addr::Pa;
 use crate::geometry::granule::Granule;
 use crate::sync::{Mutex, Ordering, Word};
@@ -27,6 +27,14 @@ pub struct PoolRegion {
     pub start: NonNull<u8>,
     /// Its length.
     pub bytes: usize,
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for PoolRegion {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        let start = self.start.as_ptr().addr();
+        defmt::write!(f, "PoolRegion {{ pa: {}, start: {=usize:#x}, bytes: {=usize:#x} }}", self.pa, start, self.bytes);
+    }
 }
 
 /// How much of a pool is in use, in pages.
@@ -106,11 +114,12 @@ impl<G: Granule, const REGIONS: usize> Pool<G, REGIONS> {
     }
 
     fn take(&self, order: u32) -> Option<Pa> {
-        let count = 1usize << order;
         let mut free = self.free.lock();
-        let table = match *free.freed.get(order as usize)? {
+        let head = *free.freed.get(order as usize)?;
+        let count = 1usize << order;
+        let table = match head {
             Some(table) => {
-                let next = self.table(table)?.meta.link();
+                let next = self.page(table)?.meta.link();
                 free.freed[order as usize] = next;
                 table
             }
@@ -134,7 +143,7 @@ impl<G: Granule, const REGIONS: usize> Pool<G, REGIONS> {
             }
             for skipped in *used..first {
                 let skipped = region.base.offset(skipped as u64 * G::PAGE_SIZE);
-                if let Some(page) = self.table(skipped) {
+                if let Some(page) = self.page(skipped) {
                     page.meta.set_link(free.freed[0]);
                     free.freed[0] = Some(skipped);
                 }
@@ -189,7 +198,7 @@ unsafe impl<G: Granule, const REGIONS: usize> TableMemory for Pool<G, REGIONS> {
     fn alloc_root(&self, order: u32) -> Result<Pa, OutOfTables> {
         let first = self.take(order).ok_or(OutOfTables)?;
         for index in 0..1u64 << order {
-            let page = self.table(first.offset(index * G::PAGE_SIZE)).ok_or(OutOfTables)?;
+            let page = self.page(first.offset(index * G::PAGE_SIZE)).ok_or(OutOfTables)?;
             for entry in page.entries {
                 entry.store(0, Ordering::Relaxed);
             }
@@ -197,8 +206,8 @@ unsafe impl<G: Granule, const REGIONS: usize> TableMemory for Pool<G, REGIONS> {
         Ok(first)
     }
 
-    fn free(&self, table: Pa, order: u32) {
-        let Some(page) = self.table(table) else { return };
+    unsafe fn free(&self, table: Pa, order: u32) {
+        let Some(page) = self.page(table) else { return };
         let mut free = self.free.lock();
         let Some(head) = free.freed.get_mut(order as usize) else { return };
         page.meta.set_link(*head);
@@ -207,7 +216,7 @@ unsafe impl<G: Granule, const REGIONS: usize> TableMemory for Pool<G, REGIONS> {
     }
 
     #[inline(always)]
-    fn table(&self, table: Pa) -> Option<TablePage<'_>> {
+    unsafe fn table(&self, table: Pa) -> Option<TablePage<'_>> {
         for region in &self.regions {
             let offset = table.raw().wrapping_sub(region.base.raw());
             let index = (offset >> G::PAGE_SHIFT) as usize;
@@ -258,13 +267,13 @@ mod tests {
         assert_eq!(pages.len() as u64, capacity);
         assert!(capacity >= 62, "{capacity} of 64 pages");
         for page in &pages {
-            assert!(pool.table(*page).unwrap().entries.iter().all(|entry| entry.load(Ordering::Relaxed) == 0));
+            assert!(pool.page(*page).unwrap().entries.iter().all(|entry| entry.load(Ordering::Relaxed) == 0));
         }
         pages.sort();
         pages.dedup();
         assert_eq!(pages.len() as u64, capacity);
         for page in pages {
-            pool.free(page, 0);
+            pool.give_back(page, 0);
         }
         assert_eq!(pool.usage(), PoolUse { live: 0, peak: capacity, capacity });
         assert!(pool.alloc().is_ok());
@@ -278,11 +287,11 @@ mod tests {
         let root = pool.alloc_root(4).unwrap();
         assert!(root.is_aligned(16) && root > single);
         for index in 0..16 {
-            assert!(pool.table(root.offset(index << 12)).is_some());
+            assert!(pool.page(root.offset(index << 12)).is_some());
         }
         let rest = std::iter::from_fn(|| pool.alloc().ok()).count() as u64;
         assert_eq!(rest + 17, pool.usage().capacity);
-        pool.free(root, 4);
+        pool.give_back(root, 4);
         assert_eq!(pool.alloc_root(4), Ok(root));
         assert_eq!(pool.alloc_root(5), Err(OutOfTables));
     }
@@ -292,9 +301,9 @@ mod tests {
         let mut memory = [Granules([0; 65536]); 1];
         let pool = pool(&mut memory, 0x8000_0000);
         let page = pool.alloc().unwrap();
-        assert!(pool.table(page).is_some());
+        assert!(pool.page(page).is_some());
         for wrong in [page.raw() + 8, 0x7fff_f000, 0x8001_0000, 0x8000_0000, !0xfff] {
-            assert!(pool.table(Pa::new(wrong)).is_none(), "{wrong:#x}");
+            assert!(pool.page(Pa::new(wrong)).is_none(), "{wrong:#x}");
         }
     }
 

@@ -4,10 +4,8 @@
 
 use arrayvec::ArrayVec;
 
-use super::{OutOfTables, TableMemory};
+use super::{OutOfTables, OwnTables, TableMemory};
 use crate::addr::Pa;
-use crate::arch::Arch;
-use crate::geometry::granule::Granule;
 
 /// One zeroed table page, seen by nobody.
 pub(crate) struct SpareTable<'m, M: TableMemory> {
@@ -34,7 +32,7 @@ impl<'m, M: TableMemory> SpareTable<'m, M> {
 
 impl<M: TableMemory> Drop for SpareTable<'_, M> {
     fn drop(&mut self) {
-        self.memory.free(self.table, 0);
+        self.memory.give_back(self.table, 0);
     }
 }
 
@@ -49,17 +47,17 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         Self { memory, tables: ArrayVec::new_const() }
     }
 
-    /// Makes sure that `count` (at most 3) are there. Outside of any lock. Where the hardware's walks are not coherent
-    /// with the caches the zeroes are cleaned to the Point of Coherency.
-    pub(crate) fn prepare(&mut self, count: usize, arch: &impl Arch, coherent: bool) -> Result<(), OutOfTables> {
-        while self.tables.len() < count && !self.tables.is_full() {
-            let spare = SpareTable::alloc(self.memory)?;
-            if !coherent {
-                arch.clean_to_poc(spare.table(), M::Granule::PAGE_SIZE);
-            }
-            self.tables.push(spare);
+    /// Makes sure that `count` (at most 3) are there. Outside of any lock.
+    pub(crate) fn prepare(&mut self, count: usize) -> Result<(), OutOfTables> {
+        while !self.has(count) && !self.tables.is_full() {
+            self.tables.push(SpareTable::alloc(self.memory)?);
         }
         Ok(())
+    }
+
+    /// Whether `count` are there.
+    pub(crate) fn has(&self, count: usize) -> bool {
+        self.tables.len() >= count
     }
 
     pub(crate) fn take(&mut self) -> Option<SpareTable<'m, M>> {

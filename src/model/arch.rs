@@ -9,6 +9,7 @@ use crate::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
 
 /// Something the library told the machine to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Event {
     /// A DSB.
     Dsb(Dsb),
@@ -114,7 +115,15 @@ impl Arch for ModelArch {
         self.record(Event::CleanInvalidate(start, bytes));
     }
 
-    fn synchronize_instructions(&self, start: Pa, bytes: u64) {
+    fn in_guest_regime<T>(&self, f: impl FnOnce() -> T) -> T {
+        f()
+    }
+
+    fn is_loaded(&self, _registers: Stage2Registers) -> bool {
+        true
+    }
+
+    fn synchronize_instructions(&self, start: Pa, bytes: u64, _clean: bool, _invalidate: bool) {
         self.record(Event::Instructions(start, bytes));
     }
 }

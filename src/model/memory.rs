@@ -96,13 +96,13 @@ unsafe impl<G: Granule> TableMemory for ModelMemory<G> {
         Ok(self.base.offset((first as u64) << G::PAGE_SHIFT))
     }
 
-    fn free(&self, table: Pa, order: u32) {
+    unsafe fn free(&self, table: Pa, order: u32) {
         let Some(first) = self.index(table) else { return };
         self.fill(first, order, POISON);
         self.free.lock().extend((first..first + (1 << order)).rev());
     }
 
-    fn table(&self, table: Pa) -> Option<TablePage<'_>> {
+    unsafe fn table(&self, table: Pa) -> Option<TablePage<'_>> {
         let page = self.pages.get(self.index(table)?)?;
         Some(TablePage { entries: &page.entries, meta: &page.meta })
     }

@@ -3,7 +3,8 @@
 use core::marker::PhantomData;
 
 use super::list::List;
-use crate::memory::{TableMemory, TableMeta, TableState};
+use crate::addr::Pa;
+use crate::memory::{OwnTables, TableMemory, TableMeta, TableState};
 use crate::tlb::Flushed;
 use crate::walk::UnlinkedTable;
 
@@ -40,6 +41,11 @@ impl Batch<Unlinked> {
         self.tables.push(table.0, meta);
     }
 
+    /// Shows each table to `look`.
+    pub(super) fn for_each<M: TableMemory>(&self, memory: &M, look: impl FnMut(Pa, &TableMeta)) {
+        self.tables.for_each(memory, look);
+    }
+
     /// Hardware quiet.
     pub(super) fn invalidated(self, _after: Flushed) -> Batch<Invalidated> {
         self.into_state()
@@ -59,7 +65,7 @@ impl Batch<Quiesced> {
         let mut freed = 0;
         while let Some((table, meta)) = self.tables.pop(memory) {
             meta.set_state(TableState::Free);
-            memory.free(table, 0);
+            memory.give_back(table, 0);
             freed += 1;
         }
         freed

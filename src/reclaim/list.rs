@@ -1,7 +1,7 @@
 //! Lists of tables, threaded through their metadata.
 
 use crate::addr::Pa;
-use crate::memory::{TableMemory, TableMeta};
+use crate::memory::{OwnTables, TableMemory, TableMeta};
 use crate::sync::{AtomicU64, Ordering};
 
 const EMPTY: u64 = u64::MAX;
@@ -33,10 +33,18 @@ impl List {
 
     pub(super) fn pop<'m, M: TableMemory>(&mut self, memory: &'m M) -> Option<(Pa, &'m TableMeta)> {
         let table = self.head?;
-        let meta = memory.table(table)?.meta;
+        let meta = memory.page(table)?.meta;
         self.head = meta.link();
         self.len = self.len.saturating_sub(1);
         Some((table, meta))
+    }
+
+    pub(super) fn for_each<M: TableMemory>(&self, memory: &M, mut look: impl FnMut(Pa, &TableMeta)) {
+        let mut at = self.head;
+        while let Some((table, page)) = at.and_then(|table| Some((table, memory.page(table)?))) {
+            look(table, page.meta);
+            at = page.meta.link();
+        }
     }
 
     /// Moves all of `other` to this list.

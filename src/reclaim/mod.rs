@@ -6,8 +6,8 @@
 //! | state | how it got there | what may still look at it |
 //! |---|---|---|
 //! | *hinted* | whoever removed its last entry pushed it, once | everybody; it is linked |
-//! | `Batch<Unlinked>` | parent locked, child locked, still the same, still empty: cleared | hardware, readers |
-//! | `Batch<Invalidated>` | one flush for the batch, never leaf-only | readers |
+//! | `Batch<Unlinked>` | parent locked, child locked, still the same, still empty: entry → [`Marker::Detached`](crate::descriptor::Marker) | hardware, readers |
+//! | `Batch<Invalidated>` | one flush for the batch, never leaf-only; then the markers are cleared | readers |
 //! | `Quiescing<Batch<Invalidated>>` | a grace period was begun | readers |
 //! | `Batch<Quiesced>` | the grace period is over | nobody |
 //!
@@ -22,17 +22,19 @@ mod list;
 
 use arrayvec::ArrayVec;
 
+use crate::addr::{Ipa, Level};
 use crate::arch::Arch;
 use crate::cpu::CpuIndex;
 use crate::error::ArgumentError;
 use crate::geometry::granule::Granule;
-use crate::memory::{TableMemory, TableState};
+use crate::memory::{TableMemory, TableMeta, TableState};
 use crate::quiescence::{Quiescing, Reader};
 use crate::stage2::Stage2;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::tlb::Gather;
-use crate::tree::{Table, Tree};
 use crate::walk::Kept;
+use crate::walk::Locked;
+use crate::walk::{Table, Tree};
 use batch::{Batch, Invalidated};
 use list::{HintList, List};
 
@@ -89,9 +91,9 @@ impl<'h> ReclaimState<'h> {
 
     /// Notes that `table` was seen empty; its lock is held. Once, until the reclaimer has looked at it.
     pub(crate) fn hint(&self, table: Table<'_>) {
-        if table.page.meta.transition(TableState::Live, TableState::Hinted) {
+        if table.meta().transition(TableState::Live, TableState::Hinted) {
             self.expected.fetch_add(1, Ordering::Relaxed);
-            self.hints.push(table.pa, table.page.meta);
+            self.hints.push(table.pa, table.meta());
         }
     }
 
@@ -166,10 +168,12 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     /// Moves hints on: new ones begin their idle period, old ones have theirs behind them.
     fn advance_hints(&self, work: &mut Work<'h>) {
-        let memory = &self.tree.mmu.memory;
-        if let Some(idle) = work.idle.take() {
+        // Not before the last list is done, so that moving a list is moving its head, however long it is.
+        if work.ready.is_empty()
+            && let Some(idle) = work.idle.take()
+        {
             match idle.poll() {
-                Ok(list) => work.ready.append(list, memory),
+                Ok(list) => work.ready = list,
                 Err((idle, _)) => work.idle = Some(idle),
             }
         }
@@ -184,32 +188,19 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// Takes up to `budget` tables out of the tree that are still empty, and flushes once.
     fn unlink(&self, reader: &Reader<'_>, work: &mut Work<'h>, budget: u32) -> u32 {
         let memory = &self.tree.mmu.memory;
-        let mut gather = Gather::new(&self.tree, reader);
+        let mut gather = None;
         let mut batch = Batch::new();
         let mut postponed = List::new();
         for _ in 0..budget {
             let Some((table, meta)) = work.ready.pop(memory) else { break };
-            // Where it hangs. Its lock is given back before the parent's is taken: the order is parent before child.
-            let (base, level) = {
-                let guarded = meta.lock();
-                (guarded.base, guarded.level)
-            };
-            let detached = match level.parent().map(|parent| self.read_write(reader).lock(base, parent)) {
-                Some(Ok(mut parent)) if Some(parent.level()) == level.parent() => {
-                    let index = M::Granule::index(base, parent.level());
-                    let detached = parent.detach_empty(index, table);
-                    if detached.is_ok() {
-                        self.hint_if_empty(&mut parent);
-                    }
-                    detached
-                }
-                _ => Err(Kept::Elsewhere),
-            };
-            match detached {
-                Ok(unlinked) => {
-                    gather.table(base);
-                    batch.push(unlinked, meta);
-                }
+            let place = Place::of(meta);
+            let detached = self.at_parent(reader, place, |parent, index| {
+                // Open before the entry changes, and not before there is something to flush.
+                let gather = gather.get_or_insert_with(|| Gather::new(&self.tree, reader));
+                parent.detach_empty(index, table).inspect(|_| gather.table(place.base))
+            });
+            match detached.unwrap_or(Err(Kept::Elsewhere)) {
+                Ok(unlinked) => batch.push(unlinked, meta),
                 Err(Kept::Frozen) => postponed.push(table, meta),
                 Err(Kept::InUse | Kept::Elsewhere) => {
                     self.reclaim.expected.fetch_sub(1, Ordering::Relaxed);
@@ -217,16 +208,49 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             }
         }
         work.ready.append(postponed, memory);
-        let count = batch.len();
-        if count == 0 {
-            let _nothing = gather.flush();
-            return 0;
-        }
-        let invalidated = batch.invalidated(gather.flush());
+        let (Some(gather), count @ 1..) = (gather, batch.len()) else { return 0 };
+        let flushed = gather.flush();
+        batch.for_each(memory, |table, meta| {
+            self.at_parent(reader, Place::of(meta), |parent, index| {
+                parent.finish_detach(index, table, &flushed);
+                self.hint_if_empty(parent);
+            });
+        });
+        let invalidated = batch.invalidated(flushed);
         work.waiting += count;
         reader.count().tables_unlinked(u64::from(count));
+        let retired = self.tree.mmu.quiescence.retire(invalidated);
         // There is room: `reclaim` has looked.
-        let _ = work.retired.try_push(self.tree.mmu.quiescence.retire(invalidated));
+        let _ = work.retired.try_push(retired);
         count
+    }
+
+    /// Locks the table that `place` hangs in, and calls `change` with the entry's index; `None` if there is no such table.
+    fn at_parent<R>(
+        &self,
+        reader: &Reader<'_>,
+        place: Place,
+        change: impl FnOnce(&mut Locked<'_, 'h, A, M>, usize) -> R,
+    ) -> Option<R> {
+        let level = place.level.parent()?;
+        let mut parent = self.read_write(reader).lock(place.base, level).ok()?;
+        let index = M::Granule::index(place.base, level);
+        (parent.level() == level).then(|| change(&mut parent, index))
+    }
+}
+
+/// Where a table hangs.
+#[derive(Clone, Copy)]
+struct Place {
+    base: Ipa,
+    level: Level,
+}
+
+impl Place {
+    /// Where `meta`'s table hangs, or hung before it was taken out. Its lock is given back before the parent's is taken: the
+    /// order is parent before child.
+    fn of(meta: &TableMeta) -> Self {
+        let guarded = meta.lock();
+        Self { base: guarded.base, level: guarded.level }
     }
 }

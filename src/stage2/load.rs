@@ -3,6 +3,7 @@
 //! While the guest runs its CPU is in an extended quiescent state: grace periods do not wait for it. The VMID is published
 //! on every entry, so that a rollover either sees it or makes the entry ask anew.
 
+use core::fmt;
 use core::marker::PhantomData;
 
 use super::Stage2;
@@ -11,7 +12,7 @@ use crate::cpu::CpuSlot;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::sync::Ordering;
-use crate::vmid::Vmid;
+use crate::vmid::OutOfVmids;
 
 /// Why the tree was not loaded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +26,18 @@ pub enum LoadError {
     OutOfVmids,
 }
 
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForeignReader => f.write_str("the reader is of another machine"),
+            Self::Loaded => f.write_str("this CPU has a tree loaded"),
+            Self::OutOfVmids => OutOfVmids.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for LoadError {}
+
 /// Why the guest was not run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -35,13 +48,23 @@ pub enum RunError {
     OutOfVmids,
 }
 
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherCpu => f.write_str("the reader is not of the CPU that has the tree loaded"),
+            Self::OutOfVmids => OutOfVmids.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for RunError {}
+
 /// This CPU has the tree in its VTTBR_EL2, until this is dropped.
 ///
 /// Bound to the CPU: neither `Send` nor `Sync`. Should it be forgotten, the tree cannot be torn down; nothing worse.
 pub struct Loaded<'s, 'h, A: Arch, M: TableMemory> {
     stage2: &'s Stage2<'h, A, M>,
     slot: &'h CpuSlot,
-    vmid: Vmid,
     not_send: PhantomData<*const ()>,
 }
 
@@ -64,7 +87,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Err(LoadError::OutOfVmids);
         };
         mmu.arch.load(self.tree.registers(vmid));
-        Ok(Loaded { stage2: self, slot, vmid, not_send: PhantomData })
+        Ok(Loaded { stage2: self, slot, not_send: PhantomData })
     }
 }
 
@@ -84,9 +107,10 @@ impl<'s, 'h, A: Arch, M: TableMemory> Loaded<'s, 'h, A, M> {
             .vmids
             .enter(&self.stage2.tree.vmid, self.slot, mmu.quiescence.slots(), &mmu.arch)
             .map_err(|_| RunError::OutOfVmids)?;
-        if vmid != self.vmid {
-            self.vmid = vmid;
-            mmu.arch.load(self.stage2.tree.registers(vmid));
+        let registers = self.stage2.tree.registers(vmid);
+        // Another VMID after a rollover; or the CPU was off and has lost its registers.
+        if !mmu.arch.is_loaded(registers) {
+            mmu.arch.load(registers);
         }
         Ok(reader.offline(enter))
     }

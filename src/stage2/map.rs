@@ -4,14 +4,16 @@
 //! at hand, no lock held; the table is locked; entries are stored; unlocked. One `DSB ISHST` at the end makes all of
 //! it seen.
 
+use core::fmt;
+
 use super::Stage2;
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
-use crate::descriptor::{Attributes, Kind, Xn};
+use crate::descriptor::{Attributes, Kind, MemoryType, Xn};
 use crate::dirty::Content;
 use crate::error::{ArgumentError, Corrupt, Stopped};
 use crate::geometry::granule::Granule;
-use crate::memory::{Spares, TableMemory};
+use crate::memory::{OutOfTables, Spares, TableMemory};
 use crate::quiescence::Reader;
 use crate::walk::Locked;
 
@@ -30,6 +32,26 @@ pub enum MapCause {
     Corrupt(Corrupt),
 }
 
+impl fmt::Display for MapCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists => f.write_str("something is mapped there"),
+            Self::Retry => f.write_str("it is not to be had now, try again"),
+            Self::OutOfTables => OutOfTables.fmt(f),
+            Self::Corrupt(_) => f.write_str("the tree is corrupt"),
+        }
+    }
+}
+
+impl core::error::Error for MapCause {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
+}
+
 /// Why a range was not mapped, or not all of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -38,6 +60,24 @@ pub enum MapError {
     Argument(ArgumentError),
     /// A prefix was mapped.
     Stopped(Stopped<MapCause>),
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::Stopped(stopped) => stopped.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for MapError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Argument(error) => error.source(),
+            Self::Stopped(stopped) => stopped.source(),
+        }
+    }
 }
 
 /// What [`Stage2::lock_leaf_table`] found instead.
@@ -49,8 +89,13 @@ pub(crate) enum NoLeafTable {
         /// Some were on their way back.
         expecting: bool,
     },
+    /// Others link and unlink tables here faster than this CPU gets to the bottom.
+    Contended,
     Corrupt(Corrupt),
 }
+
+/// Rounds of linking and looking again before a fault or a map lets its caller try again.
+const MAX_ROUNDS: usize = 16;
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// Maps `range` to the frames from `pa` on, page by page. The pages are dirty from the start unless their `content` is
@@ -78,7 +123,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     fn check_output(&self, range: IpaRange, pa: Pa) -> Result<(), ArgumentError> {
         if !pa.is_aligned(M::Granule::PAGE_SHIFT) {
-            return Err(ArgumentError::Misaligned(range));
+            return Err(ArgumentError::MisalignedFrame(pa));
         }
         match pa.checked_add(range.bytes() - 1) {
             Some(last) if last.raw() < self.tree.geometry.pa_size() => Ok(()),
@@ -132,17 +177,40 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// Makes frames fit for what the guest may see of them, before they are mapped (rule 13): without FWB the guest may
     /// look behind the caches, and without DIC and IDC its fetches do.
     pub(crate) fn prepare_frames(&self, pa: Pa, bytes: u64, attributes: Attributes) {
-        let (features, arch) = (&self.tree.mmu.features, &self.tree.mmu.arch);
-        if !attributes.memory.is_cacheable() {
-            return;
-        }
-        if !features.force_write_back() {
+        let arch = &self.tree.mmu.arch;
+        let mut issued = false;
+        if self.looks_behind_caches(attributes.memory) {
             arch.clean_invalidate_to_poc(pa, bytes);
+            issued = true;
         }
-        if attributes.permissions.execute != Xn::Never && !(features.instruction_coherent() && features.data_coherent())
-        {
-            arch.synchronize_instructions(pa, bytes);
+        if attributes.memory.is_cacheable() && attributes.permissions.execute != Xn::Never {
+            issued |= self.synchronize_instructions(pa, bytes);
         }
+        if issued {
+            // Maintenance is complete before the entry is valid; the DSB that publishes the entry is for stores only.
+            arch.dsb(Dsb::Ish);
+        }
+    }
+
+    /// Whether a guest may see what memory of this type holds behind the data caches.
+    pub(crate) fn looks_behind_caches(&self, memory: MemoryType) -> bool {
+        match memory {
+            MemoryType::Normal => !self.tree.mmu.features.force_write_back(),
+            MemoryType::NormalNonCacheable => true,
+            MemoryType::DeviceNGnRnE | MemoryType::DeviceNGnRE | MemoryType::DeviceNGRE | MemoryType::DeviceGRE => {
+                false
+            }
+        }
+    }
+
+    /// Makes fetches see what `bytes` from `pa` on hold, as far as the CPUs need it; whether anything was issued.
+    pub(crate) fn synchronize_instructions(&self, pa: Pa, bytes: u64) -> bool {
+        let features = &self.tree.mmu.features;
+        let (clean, invalidate) = (!features.data_coherent(), !features.instruction_coherent());
+        if clean || invalidate {
+            self.tree.mmu.arch.synchronize_instructions(pa, bytes, clean, invalidate);
+        }
+        clean || invalidate
     }
 
     /// Locks the leaf table over `ipa`, linking tables down to it where there are none.
@@ -152,9 +220,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         ipa: Ipa,
         spares: &mut Spares<'_, M>,
     ) -> Result<Locked<'r, 'h, A, M>, NoLeafTable> {
-        let mmu = self.tree.mmu;
         let walk = self.read_write(reader);
-        loop {
+        for _ in 0..MAX_ROUNDS {
             let mut locked = walk.lock(ipa, Level::LEAF).map_err(NoLeafTable::Corrupt)?;
             let level = locked.level();
             if level == Level::LEAF {
@@ -163,32 +230,35 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             match locked.read(locked.index).kind(level) {
                 // Linked by another CPU since the descent: go on down.
                 Kind::Table(_) => {}
-                Kind::Invalid => match spares.take() {
-                    Some(spare) => {
+                Kind::Invalid => {
+                    // All of the path or nothing: a table is not linked only to stay empty for want of the next.
+                    let missing = level.levels_below() as usize;
+                    if spares.has(missing)
+                        && let Some(spare) = spares.take()
+                    {
                         let index = locked.index;
                         locked.link(index, ipa, spare);
                         reader.count().tables_linked(1);
-                    }
-                    None => {
+                    } else {
                         drop(locked);
                         // Asked before: what comes back between the two is not missed.
                         let expecting = self.reclaim.is_expecting();
-                        // All of the path at once: nothing is linked that then stays empty for want of the next.
-                        if spares.prepare(level.levels_below() as usize, &mmu.arch, mmu.coherent_walks).is_err() {
+                        if spares.prepare(missing).is_err() {
                             return Err(NoLeafTable::OutOfTables { expecting });
                         }
                     }
-                },
+                }
                 Kind::Reserved => return Err(NoLeafTable::Corrupt(Corrupt { ipa, level })),
                 entry => return Err(NoLeafTable::Entry(entry)),
             }
         }
+        Err(NoLeafTable::Contended)
     }
 
     /// What a missing leaf table means for a mapping.
     pub(crate) fn map_cause(&self, reason: NoLeafTable) -> MapCause {
         match reason {
-            NoLeafTable::Entry(Kind::Marker(_)) => MapCause::Retry,
+            NoLeafTable::Entry(Kind::Marker(_)) | NoLeafTable::Contended => MapCause::Retry,
             NoLeafTable::Entry(_) => MapCause::Exists,
             // Tables were on their way back: whoever waits for them may be the one who holds the grace period up.
             NoLeafTable::OutOfTables { expecting: true } => MapCause::Retry,

@@ -14,7 +14,7 @@ pub use load::{LoadError, Loaded, RunError};
 pub use map::{MapCause, MapError};
 pub use protect::{ProtectCause, ProtectError};
 pub use query::{Mapping, QueryError};
-pub use root::{CreateError, FreezeError, Frozen, InUse};
+pub use root::{CreateError, FreezeError, Frozen, InUse, Unsettled};
 pub use unmap::{Removed, UnmapCause, UnmapError, Unmapped};
 pub(crate) use unmap::{covers, entries};
 
@@ -25,7 +25,7 @@ use crate::error::ArgumentError;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::reclaim::ReclaimState;
-use crate::tree::Tree;
+use crate::walk::Tree;
 use crate::walk::{ReadOnly, ReadWrite};
 
 /// One guest's stage-2 translation: its tree of tables and what belongs to it.

@@ -1,17 +1,19 @@
 //! Protect and write-protect: permissions of live mappings.
 //!
-//! Changing S2AP or XN of a valid leaf needs no break (Arm ARM R_WHZWS lists what does; permissions are not in it). To
+//! Changing S2AP or XN of a valid leaf needs no break: see [`needs_break`](crate::descriptor::needs_break). To
 //! *restrict* takes an invalidation before the new permission can be relied on; to *relax* takes none: a CPU with the stricter entry
 //! in its TLB faults, finds the tables fine, and invalidates locally.
 //!
 //! A page that loses its write permission stays dirty, in its entry, until a harvest cleans it: whose flush is then the
 //! one that no store passes through a stale TLB entry, whether or not this one's is over.
 
+use core::fmt;
+
 use super::Stage2;
 use super::unmap::{FromCorrupt, covers, entries};
 use crate::addr::IpaRange;
 use crate::arch::{Arch, Dsb};
-use crate::descriptor::{Descriptor, Kind, Marker, Permissions};
+use crate::descriptor::{Descriptor, Kind, Marker, MemoryType, Permissions, Xn};
 use crate::error::{ArgumentError, Corrupt, Stopped};
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
@@ -27,6 +29,24 @@ pub enum ProtectError {
     Stopped(Stopped<ProtectCause>),
 }
 
+impl fmt::Display for ProtectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::Stopped(stopped) => stopped.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for ProtectError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Argument(error) => error.source(),
+            Self::Stopped(stopped) => stopped.source(),
+        }
+    }
+}
+
 /// Why a protect stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -37,6 +57,31 @@ pub enum ProtectCause {
     Retry,
     /// The tree is corrupt.
     Corrupt(Corrupt),
+}
+
+impl fmt::Display for ProtectCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PartOfBlock => f.write_str("the range covers a part of a block"),
+            Self::Retry => f.write_str("another CPU is changing it, try again"),
+            Self::Corrupt(_) => f.write_str("the tree is corrupt"),
+        }
+    }
+}
+
+impl core::error::Error for ProtectCause {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
+}
+
+impl From<Corrupt> for ProtectCause {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
 }
 
 impl FromCorrupt for ProtectCause {
@@ -54,7 +99,27 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// [`ProtectError::Argument`]: nothing was changed. [`ProtectError::Stopped`] with the prefix that is done.
     pub fn protect(&self, reader: &Reader<'_>, range: IpaRange, permissions: Permissions) -> Result<(), ProtectError> {
         let format = self.tree.format;
+        self.check(reader, range).map_err(ProtectError::Argument)?;
+        if permissions.execute != Xn::Never {
+            self.synchronize_mapped(reader, range)
+                .map_err(|corrupt| ProtectError::Stopped(Stopped::at(range, range.start(), corrupt.into())))?;
+        }
         self.restrict_or_relax(reader, range, |leaf| format.with_permissions(leaf, permissions))
+    }
+
+    /// Before pages become executable: fetches see what they hold (rule 13).
+    fn synchronize_mapped(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), Corrupt> {
+        let format = self.tree.format;
+        let mut issued = false;
+        self.for_each_frame(reader, range, |leaf, pa, bytes| {
+            if leaf.xn() == Xn::Never && format.memory_type(leaf).is_some_and(MemoryType::is_cacheable) {
+                issued |= self.synchronize_instructions(pa, bytes);
+            }
+        })?;
+        if issued {
+            self.tree.mmu.arch.dsb(Dsb::Ish);
+        }
+        Ok(())
     }
 
     /// Takes the write permission of the pages of `range` for now: the next store to each faults (or, with hardware dirty
@@ -75,7 +140,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         change: impl Fn(Descriptor) -> Descriptor,
     ) -> Result<(), ProtectError> {
         self.check(reader, range).map_err(ProtectError::Argument)?;
-        self.tree.changes.count();
+        self.tree.changes.count(range);
         let format = self.tree.format;
         let mut gather = Gather::new(&self.tree, reader);
         let changed = self.for_each_locked(reader, range, |locked, part, first, count| {
@@ -85,12 +150,15 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let leaf = locked.read(index);
                 let cause = match leaf.kind(level) {
-                    Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Removing | Marker::Claimed) => continue,
+                    Kind::Invalid | Kind::Table(_) => continue,
+                    Kind::Marker(Marker::Removing | Marker::Claimed | Marker::Detached) => continue,
                     Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
                         let old = locked.replace_leaf(index, &change);
                         let new = change(old);
                         restricted |= (old.grants_write() && !new.grants_write())
-                            || !format.permissions(old).within(format.permissions(new));
+                            || !format.permissions(old).within(format.permissions(new))
+                            // A fetch that faults there cannot be told from one that may not pass: no stale entries.
+                            || (old.xn() != new.xn() && matches!(new.xn(), Xn::El0Only | Xn::El1Only));
                         continue;
                     }
                     Kind::Marker(Marker::Frozen) if leaf.from_marker().is_none() => continue,
@@ -107,7 +175,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             stopped
         });
         let relaxed_only = gather.is_empty();
-        let _quiet = gather.flush();
+        let _quiet = gather.flush_with_others();
         if relaxed_only {
             self.tree.mmu.arch.dsb(Dsb::Ishst);
         }

@@ -1,5 +1,7 @@
 //! Query: what an address translates to, by the read-only walk.
 
+use core::fmt;
+
 use super::Stage2;
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;
@@ -37,15 +39,31 @@ pub enum QueryError {
     Corrupt(Corrupt),
 }
 
+impl fmt::Display for QueryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::Corrupt(corrupt) => write!(f, "the tree is corrupt at {}", corrupt.ipa),
+        }
+    }
+}
+
+impl core::error::Error for QueryError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
+}
+
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// What `ipa` translates to; `None` if to nothing, or to something that is just being removed. Locks nothing.
     ///
     /// # Errors
     /// [`QueryError::Argument`] for an address beyond the IPA size or a foreign reader; [`QueryError::Corrupt`].
     pub fn query(&self, reader: &Reader<'_>, ipa: Ipa) -> Result<Option<Mapping>, QueryError> {
-        if let Some(page) = IpaRange::new(ipa.align_down(M::Granule::PAGE_SHIFT), M::Granule::PAGE_SIZE) {
-            self.check(reader, page).map_err(QueryError::Argument)?;
-        }
+        self.check_page(reader, ipa)?;
         let found = self.read_only(reader).find(ipa).map_err(QueryError::Corrupt)?;
         let level = found.table.level;
         let base = match found.value.kind(level) {
@@ -62,5 +80,13 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             dirty: found.value.is_dirty(),
             accessed: found.value.is_accessed(),
         }))
+    }
+
+    /// The reader is of this machine, and the page of `ipa` below the IPA size.
+    pub(crate) fn check_page(&self, reader: &Reader<'_>, ipa: Ipa) -> Result<(), QueryError> {
+        match IpaRange::new(ipa.align_down(M::Granule::PAGE_SHIFT), M::Granule::PAGE_SIZE) {
+            Some(page) => self.check(reader, page).map_err(QueryError::Argument),
+            None => Ok(()),
+        }
     }
 }

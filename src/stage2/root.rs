@@ -10,6 +10,8 @@
 //! the tree; that no CPU has it in VTTBR_EL2 the slots say; that no TLB holds any of it the invalidation makes sure of.
 //! So nothing is left to wait for.
 
+use core::fmt;
+
 use super::Stage2;
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
@@ -19,24 +21,45 @@ use crate::descriptor::{Descriptor, Format, Marker};
 use crate::dirty::{DirtyBitmap, LogState};
 use crate::error::ArgumentError;
 use crate::geometry::{Geometry, HardwareUpdate, VttbrError, granule::Granule};
-use crate::memory::{OutOfTables, TableMemory, TableState};
+use crate::memory::{OutOfTables, OwnTables, TableMemory, TableState, TreeId};
 use crate::mmu::Mmu;
-use crate::quiescence::{GracePeriod, Reader, Waiting};
+use crate::quiescence::{GracePeriod, Reader};
 use crate::reclaim::ReclaimState;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tlb::Gather;
-use crate::tree::{Table, Tree};
 use crate::vmid::TreeVmid;
 use crate::walk::adopt;
+use crate::walk::{Table, Tree};
 
 /// Why there is no new tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum CreateError {
+    /// The geometry was made for CPUs that have more, or other VMIDs, than the machine's.
+    Geometry,
     /// No contiguous table pages for the root are left.
     OutOfTables,
     /// The table memory gave pages that VTTBR_EL2 cannot hold.
     Root(VttbrError),
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Geometry => f.write_str("the geometry was made for CPUs that have more than the machine's"),
+            Self::OutOfTables => f.write_str("there are no contiguous table pages left for the root"),
+            Self::Root(_) => f.write_str("table memory gave a root that VTTBR_EL2 cannot hold"),
+        }
+    }
+}
+
+impl core::error::Error for CreateError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Geometry | Self::OutOfTables => None,
+            Self::Root(error) => Some(error),
+        }
+    }
 }
 
 impl From<OutOfTables> for CreateError {
@@ -55,6 +78,17 @@ pub enum FreezeError {
     Frozen,
 }
 
+impl fmt::Display for FreezeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::Frozen => f.write_str("the guest is frozen already"),
+        }
+    }
+}
+
+impl core::error::Error for FreezeError {}
+
 /// The tree cannot be torn down: this CPU still has it loaded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -63,6 +97,27 @@ pub enum InUse {
     Loaded(CpuIndex),
     /// The reader is of another machine.
     ForeignReader,
+}
+
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loaded(cpu) => write!(f, "cpu {} has the tree loaded", cpu.0),
+            Self::ForeignReader => f.write_str("the reader is of another machine"),
+        }
+    }
+}
+
+impl core::error::Error for InUse {}
+
+/// Something that began before the freeze is not over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Unsettled {
+    /// This CPU may be resolving a fault.
+    Fault(CpuIndex),
+    /// Something was removed or restricted and is not invalidated yet.
+    Invalidation,
 }
 
 /// The guest is frozen until this is given to [`Frozen::thaw`].
@@ -76,17 +131,20 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// An empty tree of `geometry`, whose dirty pages are logged in `log`, if given, when logging is started.
     ///
     /// # Errors
-    /// [`CreateError::OutOfTables`] if there is no root; [`CreateError::Root`] if table memory breaks its promises.
+    /// [`CreateError::Geometry`] if it does not suit the machine; [`CreateError::OutOfTables`] if there is no root; [`CreateError::Root`] if table memory breaks its promises.
     pub fn new(
         mmu: &'h Mmu<'h, A, M>,
         geometry: Geometry<M::Granule>,
         log: Option<DirtyBitmap<'h>>,
     ) -> Result<Self, CreateError> {
+        if !geometry.suits(&mmu.features) {
+            return Err(CreateError::Geometry);
+        }
         let root = mmu.memory.alloc_root(geometry.root_order())?;
         let vttbr = match geometry.vttbr(root, 0, false) {
             Ok(vttbr) => vttbr.raw(),
             Err(error) => {
-                mmu.memory.free(root, geometry.root_order());
+                mmu.memory.give_back(root, geometry.root_order());
                 return Err(CreateError::Root(error));
             }
         };
@@ -100,22 +158,21 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             mmu,
             geometry,
             format,
+            hardware_writes: geometry.hardware_update() != HardwareUpdate::None,
             root,
             vttbr,
             id,
             vmid: TreeVmid::new(),
             open_gathers: AtomicU32::new(0),
             frozen: AtomicBool::new(false),
-            changes: Changes::new(),
+            has_freezer: AtomicBool::new(false),
+            changes: Changes::new::<M::Granule>(),
         };
         let level = geometry.start_level();
         for index in 0..geometry.root_tables() {
             if let Some(table) = tree.root_at(index) {
                 let base = Ipa::new((index as u64) << (M::Granule::shift(level) + M::Granule::INDEX_BITS));
-                adopt(table.page.meta, id, base, level);
-                if !mmu.coherent_walks {
-                    mmu.arch.clean_to_poc(table.pa, M::Granule::PAGE_SIZE);
-                }
+                adopt(table.meta(), id, base, level);
             }
         }
         Ok(Self { tree, log: LogState::new(log, M::Granule::PAGE_SHIFT), reclaim: ReclaimState::new() })
@@ -124,6 +181,11 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// What the tree looks like.
     pub fn geometry(&self) -> &Geometry<M::Granule> {
         &self.tree.geometry
+    }
+
+    /// What an invalidation hook knows it by.
+    pub fn id(&self) -> TreeId {
+        self.tree.id
     }
 
     /// The services it is built on.
@@ -139,9 +201,10 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// [`FreezeError::Argument`] for a foreign reader, [`FreezeError::Frozen`] if it is frozen already.
     pub fn freeze(&self, reader: &Reader<'_>) -> Result<Frozen<'_, 'h, A, M>, FreezeError> {
         self.tree.check_reader(reader).map_err(FreezeError::Argument)?;
-        if self.tree.frozen.swap(true, Ordering::AcqRel) {
+        if self.tree.has_freezer.swap(true, Ordering::AcqRel) {
             return Err(FreezeError::Frozen);
         }
+        self.tree.frozen.store(true, Ordering::Release);
         self.for_each_root_entry(reader, |entry| {
             // A marker of another kind is invalid as it is, and its maker waits to find it again.
             (entry.is_valid() || entry.is_none()).then(|| entry.into_marker(Marker::Frozen))
@@ -194,14 +257,14 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 retire_meta(&table);
             }
         }
-        self.tree.mmu.memory.free(self.tree.root, self.tree.geometry.root_order());
+        self.tree.mmu.memory.give_back(self.tree.root, self.tree.geometry.root_order());
         Ok(())
     }
 
     /// Whether the table is this tree's, and of the level it is found at: an entry that somebody else wrote frees nothing.
     fn owns(&self, table: &Table<'_>) -> bool {
-        let guarded = table.page.meta.lock();
-        guarded.owner == self.tree.id && guarded.level == table.level && table.page.meta.state() != TableState::Free
+        let guarded = table.meta().lock();
+        guarded.owner == self.tree.id && guarded.level == table.level && table.meta().state() != TableState::Free
     }
 
     /// Frees the tables `table` points to, and theirs: no more than three levels deep.
@@ -224,23 +287,29 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
 /// Marks the table as nobody's, so that a tree that names it twice frees it once.
 fn retire_meta(table: &Table<'_>) {
-    table.page.meta.set_state(TableState::Free);
+    table.meta().set_state(TableState::Free);
 }
 
 /// Gives one table back.
 fn free<A: Arch, M: TableMemory>(mmu: &Mmu<'_, A, M>, reader: &Reader<'_>, table: Pa) {
-    mmu.memory.free(table, 0);
+    mmu.memory.give_back(table, 0);
     reader.count().tables_freed(1);
 }
 
 impl<A: Arch, M: TableMemory> Frozen<'_, '_, A, M> {
-    /// Whether the last fault is over that was being resolved when the guest was frozen: such a fault may still map a page, which the
-    /// guest cannot reach, but which a last harvest should see.
+    /// Whether all that was under way when the guest was frozen is over: the last fault, which may still map a page that the
+    /// guest cannot reach, and the last unmap or protect. What comes then is the truth: the time of a last harvest.
     ///
     /// # Errors
-    /// The CPU that may still be resolving one.
-    pub fn is_settled(&self) -> Result<(), Waiting> {
-        self.stage2.tree.mmu.quiescence.poll(self.faults)
+    /// What is not over.
+    pub fn is_settled(&self) -> Result<(), Unsettled> {
+        let tree = &self.stage2.tree;
+        tree.mmu.quiescence.poll(self.faults).map_err(|waiting| Unsettled::Fault(waiting.0))?;
+        // Acquire: if none is open, what they did is seen.
+        if tree.open_gathers.load(Ordering::Acquire) != 0 {
+            return Err(Unsettled::Invalidation);
+        }
+        Ok(())
     }
 
     /// Lets the guest go on. Locks each root table in turn; invalidates nothing (invalid to valid).
@@ -252,10 +321,11 @@ impl<A: Arch, M: TableMemory> Frozen<'_, '_, A, M> {
         if let Err(error) = stage2.tree.check_reader(reader) {
             return Err((self, error));
         }
+        stage2.tree.frozen.store(false, Ordering::Release);
         stage2
             .for_each_root_entry(reader, |entry| (entry.marker() == Some(Marker::Frozen)).then(|| entry.from_marker()));
         stage2.tree.mmu.arch.dsb(crate::arch::Dsb::Ishst);
-        stage2.tree.frozen.store(false, Ordering::Release);
+        stage2.tree.has_freezer.store(false, Ordering::Release);
         Ok(())
     }
 }

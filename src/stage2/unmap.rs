@@ -13,6 +13,8 @@
 //!
 //! A table that was emptied is *hinted* to the reclaimer. Unmap allocates nothing.
 
+use core::fmt;
+
 use arrayvec::ArrayVec;
 
 use super::Stage2;
@@ -22,12 +24,15 @@ use crate::descriptor::{Descriptor, Kind, Marker};
 use crate::error::{ArgumentError, Corrupt, Stopped};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
-use crate::quiescence::{Quiescing, Reader};
-use crate::tlb::Gather;
-use crate::walk::Locked;
+use crate::quiescence::{GracePeriod, Quiescing, Reader};
+use crate::tlb::{Flushed, Gather};
+use crate::walk::{Locked, Visit};
 
 /// Frames handed back between two takings of the table's lock.
 const BATCH: usize = 32;
+
+/// A leaf whose marker says [`Marker::Claimed`]: its address and level, and what it was.
+type Claimed = (Ipa, Level, Descriptor);
 
 /// Why an unmap stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +46,25 @@ pub enum UnmapCause {
     Corrupt(Corrupt),
 }
 
+impl fmt::Display for UnmapCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PartOfBlock => f.write_str("the range covers a part of a block"),
+            Self::Retry => f.write_str("another CPU is changing it, try again"),
+            Self::Corrupt(_) => f.write_str("the tree is corrupt"),
+        }
+    }
+}
+
+impl core::error::Error for UnmapCause {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
+}
+
 /// Why a range was not unmapped, or not all of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -49,6 +73,24 @@ pub enum UnmapError {
     Argument(ArgumentError),
     /// A prefix was unmapped.
     Stopped(Stopped<UnmapCause>),
+}
+
+impl fmt::Display for UnmapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::Stopped(stopped) => stopped.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for UnmapError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Argument(error) => error.source(),
+            Self::Stopped(stopped) => stopped.source(),
+        }
+    }
 }
 
 /// What an unmap did.
@@ -63,12 +105,15 @@ pub struct Unmapped {
 
 /// A leaf that was removed and is in no TLB any more. Until the callback that was given this returns, a fault there waits:
 /// its content can be moved elsewhere meanwhile.
+#[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Removed<'q> {
     /// The first address it translated.
     pub ipa: Ipa,
     /// Its level, and so its size.
     pub level: Level,
-    /// Whether the guest wrote to it since it was last cleaned.
+    /// Whether it was written since it was last cleaned. A page that is clean since a rearm may be dropped only once that harvest
+    /// was copied.
     pub dirty: bool,
     /// The frame. Readers such as a harvester that copies may still look at it, so it can be had for reuse only
     /// after a grace period.
@@ -76,7 +121,8 @@ pub struct Removed<'q> {
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
-    /// Unmaps `range`; holes are skipped. For a backing that owns frames by region: it may reuse them once the result can be had
+    /// Unmaps `range`; holes are skipped, and so is what another CPU is already unmapping: that is invalidated, too, but may stay a
+    /// marker, on which faults and maps wait, until the other is through. For a backing that owns frames by region: it may reuse them once the result can be had
     /// out of its [`Quiescing`], since readers such as a harvester may still be copying from them.
     ///
     /// Locks one table at a time; allocates nothing; invalidates the range once.
@@ -85,7 +131,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// [`UnmapError::Argument`]: nothing was changed. [`UnmapError::Stopped`] with the prefix that is unmapped and stays so; to
     /// unmap all of the range later, holes being skipped, gives the frames of the prefix, too.
     pub fn unmap(&self, reader: &Reader<'_>, range: IpaRange) -> Result<Quiescing<'h, Unmapped>, UnmapError> {
-        let unmapped = self.unmap_by(reader, range, |range| self.settle(reader, range))?;
+        let unmapped = self.unmap_by(reader, range, |range, quiet| self.settle(reader, range, quiet))?;
         Ok(self.tree.mmu.quiescence.retire(unmapped))
     }
 
@@ -99,25 +145,25 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         range: IpaRange,
         mut release: impl FnMut(Removed<'h>),
     ) -> Result<Unmapped, UnmapError> {
-        self.unmap_by(reader, range, |range| self.settle_with(reader, range, &mut release))
+        self.unmap_by(reader, range, |range, quiet| self.settle_with(reader, range, quiet, &mut release))
     }
 
     fn unmap_by(
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
-        settle: impl FnOnce(IpaRange) -> Result<Unmapped, Corrupt>,
+        settle: impl FnOnce(IpaRange, &Flushed) -> Result<Unmapped, Corrupt>,
     ) -> Result<Unmapped, UnmapError> {
         self.check(reader, range).map_err(UnmapError::Argument)?;
-        self.tree.changes.count();
+        self.tree.changes.count(range);
         let mut gather = Gather::new(&self.tree, reader);
         let marked = self.mark(reader, range, &mut gather);
-        let _quiet = gather.flush();
+        let quiet = gather.flush();
         let done = match &marked {
             Ok(()) => Some(range),
             Err(stopped) => stopped.done,
         };
-        let settled = match done.map(settle) {
+        let settled = match done.map(|done| settle(done, &quiet)) {
             Some(Ok(unmapped)) => unmapped,
             Some(Err(corrupt)) => {
                 return Err(UnmapError::Stopped(Stopped::at(range, corrupt.ipa, UnmapCause::Corrupt(corrupt))));
@@ -142,7 +188,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let old = locked.read(index);
                 let cause = match old.kind(level) {
-                    Kind::Invalid | Kind::Table(_) => continue,
+                    Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Detached) => continue,
                     Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
                         locked.replace_leaf(index, |leaf| leaf.into_removing(reader.cpu().0));
                         marked = true;
@@ -169,7 +215,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// Step 3, when nobody wants the frames one by one.
-    fn settle(&self, reader: &Reader<'_>, range: IpaRange) -> Result<Unmapped, Corrupt> {
+    fn settle(&self, reader: &Reader<'_>, range: IpaRange, _after: &Flushed) -> Result<Unmapped, Corrupt> {
         let mut unmapped = Unmapped::default();
         self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
@@ -192,6 +238,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
+        _after: &Flushed,
         release: &mut impl FnMut(Removed<'h>),
     ) -> Result<Unmapped, Corrupt> {
         let mut unmapped = Unmapped::default();
@@ -199,7 +246,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let period = self.tree.mmu.quiescence.begin();
         let mut rest = Some(range);
         while let Some(left) = rest {
-            let mut claimed: ArrayVec<(Ipa, Level, Descriptor), BATCH> = ArrayVec::new_const();
+            let mut claimed: ArrayVec<Claimed, BATCH> = ArrayVec::new_const();
             let mut next = None;
             self.for_each_locked(reader, left, |locked, part, first, count| {
                 let level = locked.level();
@@ -218,22 +265,48 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 Ok(())
             })
             .or_else(|(_, corrupt)| corrupt.map_or(Ok(()), Err))?;
-            for &(ipa, level, old) in &claimed {
-                unmapped.add(old);
-                let frame = self.tree.mmu.quiescence.retire_in(old.address(), period);
-                release(Removed { ipa, level, dirty: old.is_dirty(), frame });
-            }
+            self.release(&claimed, period, release);
             // The callback may have moved the content: who has asked for the page before must ask again.
-            self.tree.changes.count();
-            for &(ipa, level, old) in &claimed {
-                let mut locked = self.read_write(reader).lock(ipa, level)?;
-                let index = locked.index;
-                self.finish(&mut locked, index, ipa, old);
-                self.hint_if_empty(&mut locked);
+            if let (Some(&(first, ..)), Some(&(last, ..))) = (claimed.first(), claimed.last())
+                && let Some(handed_over) = IpaRange::inclusive(first, last)
+            {
+                self.tree.changes.count(handed_over);
             }
+            claimed.iter().for_each(|&(.., old)| unmapped.add(old));
+            self.finish_claimed(reader, &claimed)?;
             rest = next.and_then(|next| left.starting_at(next));
         }
         Ok(unmapped)
+    }
+
+    /// Hands over what was claimed, no lock held. The caller sees in the frames what the guest saw (rule 13).
+    fn release(&self, claimed: &[Claimed], period: GracePeriod, release: &mut impl FnMut(Removed<'h>)) {
+        let mmu = self.tree.mmu;
+        if !mmu.features.force_write_back() {
+            for &(_, level, old) in claimed {
+                mmu.arch.clean_invalidate_to_poc(old.address(), M::Granule::entry_size(level));
+            }
+            mmu.arch.dsb(Dsb::Ish);
+        }
+        for &(ipa, level, old) in claimed {
+            let frame = mmu.quiescence.retire_in(old.address(), period);
+            release(Removed { ipa, level, dirty: old.is_dirty(), frame });
+        }
+    }
+
+    /// Clears what was claimed, taking each table's lock once.
+    fn finish_claimed(&self, reader: &Reader<'_>, claimed: &[Claimed]) -> Result<(), Corrupt> {
+        let walk = self.read_write(reader);
+        let table_of = |&(ipa, level, _): &Claimed| (level, M::Granule::table_base(ipa, level));
+        for of_one_table in claimed.chunk_by(|one, next| table_of(one) == table_of(next)) {
+            let Some(&(ipa, level, _)) = of_one_table.first() else { continue };
+            let mut locked = walk.lock(ipa, level)?;
+            for &(ipa, level, old) in of_one_table {
+                self.finish(&mut locked, M::Granule::index(ipa, level), ipa, old);
+            }
+            self.hint_if_empty(&mut locked);
+        }
+        Ok(())
     }
 
     /// The end of one leaf: first the log, then the entry.
@@ -257,6 +330,17 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
+        change: impl FnMut(&mut Locked<'_, 'h, A, M>, IpaRange, usize, usize) -> Result<(), (Ipa, E)>,
+    ) -> Result<(), (Ipa, E)> {
+        self.for_each_locked_if(reader, range, |_| true, change)
+    }
+
+    /// The same, of the tables that are `wanted` by what a look at them says.
+    pub(crate) fn for_each_locked_if<E: FromCorrupt>(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        wanted: impl Fn(&Visit<'_>) -> bool,
         mut change: impl FnMut(&mut Locked<'_, 'h, A, M>, IpaRange, usize, usize) -> Result<(), (Ipa, E)>,
     ) -> Result<(), (Ipa, E)> {
         let looking = self.read_only(reader);
@@ -269,6 +353,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let mut resume = None;
             looking
                 .visit(left, |visit| {
+                    if !wanted(&visit) {
+                        return true;
+                    }
                     result = match walk.lock(visit.range.start(), visit.table.level) {
                         Err(found) => Err(corrupt(found)),
                         Ok(mut locked) if locked.level() == visit.table.level => {
@@ -291,6 +378,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 })
                 .map_err(corrupt)?;
             result?;
+            reader.count().revalidation_retries(u64::from(resume.is_some()));
             rest = resume.and_then(|at| left.starting_at(at));
         }
         Ok(())

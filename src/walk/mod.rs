@@ -14,9 +14,11 @@
 
 mod ro;
 mod rw;
+mod tree;
 
 pub(crate) use ro::{ReadOnly, Visit};
 pub(crate) use rw::{Kept, Locked, ReadWrite, UnlinkedTable, adopt};
+pub(crate) use tree::{Table, Tree};
 
 use crate::addr::{Ipa, Level};
 use crate::arch::Arch;
@@ -25,7 +27,6 @@ use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
-use crate::tree::{Table, Tree};
 
 /// Where a descent ended: an entry of a table, and how the table was reached.
 pub(crate) struct Position<'r> {

@@ -5,14 +5,13 @@
 //! detached, and for those who only look that is right: the value was true at some instant of the section. There is no
 //! method that writes.
 
-use super::{Position, descend};
+use super::{Position, Table, Tree, descend};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
 use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
-use crate::tree::{Table, Tree};
 
 /// A read-only walk.
 #[doc(alias = "pte_offset_map_ro_nolock")]

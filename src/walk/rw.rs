@@ -14,16 +14,16 @@
 //!
 //! To compare the *leaf* with an old value would prove nothing: a detached table is all none.
 
-use super::{Position, descend};
+use super::{Position, Table, Tree, descend};
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Marker, needs_break};
 use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
-use crate::memory::{Guarded, SpareTable, TableMemory, TableState, TreeId};
+use crate::memory::{Guarded, OwnTables, SpareTable, TableMemory, TableState, TreeId};
 use crate::quiescence::Reader;
 use crate::sync::{MutexGuard, Ordering, load_owned};
-use crate::tree::{Table, Tree};
+use crate::tlb::Flushed;
 use crate::twin;
 
 /// How often a walk starts over before it couples locks.
@@ -157,7 +157,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         if new.is_dirty() || new.has_dbm() {
             self.table.page.meta.set_may_be_dirty();
         }
-        let old = if self.tree.format.dbm {
+        let old = if self.tree.hardware_writes {
             entry.swap(new.raw(), Ordering::AcqRel)
         } else {
             let old = load_owned(entry);
@@ -166,6 +166,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
             old
         };
         let old = Descriptor::from_raw(old);
+        debug_assert!(!needs_break(old, new, self.table.level), "{old:?} to {new:?} without a break");
         self.guarded.occupied += u16::from(!new.is_none());
         self.guarded.occupied -= u16::from(!old.is_none());
         old
@@ -179,10 +180,11 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         let mut old = self.read(index);
         loop {
             let new = change(old);
+            debug_assert!(!needs_break(old, new, self.table.level), "{old:?} to {new:?} without a break");
             if new.is_dirty() || new.has_dbm() {
                 self.table.page.meta.set_may_be_dirty();
             }
-            if !self.tree.format.dbm {
+            if !self.tree.hardware_writes {
                 entry.store(new.raw(), Ordering::Release);
                 return old;
             }
@@ -199,16 +201,16 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
     pub(crate) fn link(&mut self, index: usize, ipa: Ipa, spare: SpareTable<'_, M>) {
         let Some(level) = self.level().child() else { return };
         let pa = spare.table();
-        let Some(page) = self.tree.mmu.memory.table(pa) else { return };
+        let Some(page) = self.tree.mmu.memory.page(pa) else { return };
         adopt(page.meta, self.tree.id, M::Granule::table_base(ipa, level), level);
         self.replace(index, Descriptor::table(spare.into_linked()));
     }
 
-    /// Clears the entry at `index` if it points to `child` and that table is empty; both locks are held when it does.
-    /// The child's identity is gone with it.
+    /// Takes `child` out if the entry at `index` points to it and it is empty; both locks are held when the entry changes. A
+    /// marker stands in its place until [`Self::finish_detach`], since another table must not follow before the flush.
     pub(crate) fn detach_empty(&mut self, index: usize, child: Pa) -> Result<UnlinkedTable, Kept> {
         let entry = self.read(index);
-        let page = self.tree.mmu.memory.table(child).ok_or(Kept::Elsewhere)?;
+        let page = self.tree.mmu.memory.page(child).ok_or(Kept::Elsewhere)?;
         if entry.next_table(self.level()) != Some(child) {
             return Err(Kept::Elsewhere);
         }
@@ -221,15 +223,28 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
             page.meta.set_state(TableState::Live);
             return Err(Kept::InUse);
         }
+        let marker = entry.into_marker(Marker::Detached);
         if !twin::CHILD_LOCK {
             drop(below);
-            self.replace(index, Descriptor::NONE);
+            self.replace(index, marker);
             return Ok(UnlinkedTable(child));
         }
         below.owner = TreeId::NONE;
         page.meta.set_state(TableState::Unlinked);
-        self.replace(index, Descriptor::NONE);
+        self.replace(index, marker);
         Ok(UnlinkedTable(child))
+    }
+
+    /// After the flush: the place of `child` is free.
+    pub(crate) fn finish_detach(&mut self, index: usize, child: Pa, _after: &Flushed) {
+        let entry = self.read(index);
+        if entry.marker() != Some(Marker::Detached) || entry.address() != child {
+            return;
+        }
+        // A frozen root has no holes: whatever could be linked there would run.
+        let is_root = self.level() == self.tree.geometry.start_level();
+        let frozen = is_root && self.tree.frozen.load(Ordering::Acquire);
+        self.replace(index, if frozen { Descriptor::NONE.into_marker(Marker::Frozen) } else { Descriptor::NONE });
     }
 }
 

@@ -1,1 +1,14 @@
+//! What the bare-metal binaries share: the library, set up on QEMU's `virt` machine.
+//!
+//! - [`machine`]: the CPUs' features, table memory and the [`Mmu`](stage2::Mmu) over it;
+//! - [`memory`]: RAM as slices of atomic words;
+//! - [`frames`]: page frames in scrambled order.
+//!
+//! On any other target this crate is empty.
+
 #![no_std]
+#![cfg(all(target_arch = "aarch64", target_os = "none"))]
+
+pub mod frames;
+pub mod machine;
+pub mod memory;

@@ -5,7 +5,6 @@ use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, DirtyBitmap, DirtyLog, Initial, RearmError, ScanError, StartError, Word};
 use stage2::error::ArgumentError;
 use stage2::fault::{Backing, Outcome, Region};
-use stage2::memory::TableMemory;
 use stage2::model::{ModelArch, ModelMemory};
 use stage2::quiescence::Reader;
 use stage2::stage2::Stage2;
@@ -46,6 +45,7 @@ fn logged_at(base: u64) -> (Guest, Reader<'static>) {
     let mmu = machine(32);
     let guest = logged_guest(mmu, base, PAGES);
     let reader = reader(mmu, 0);
+    give_vmid(&guest, &reader);
     map(&guest, &reader, base, BYTES);
     (guest, reader)
 }
@@ -198,17 +198,19 @@ fn a_dirty_page_that_is_unmapped_is_seen_dirty_while_it_is_and_in_the_side_log_a
 }
 
 #[test]
-fn a_harvest_in_the_middle_of_an_unmap_does_not_lose_the_page() {
+fn a_harvest_in_the_middle_of_an_unmap_does_not_lose_the_page_and_finds_its_frame() {
     let (guest, reader) = logged_at(0);
     let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
     store(&guest, &reader, PAGE);
     guest
         .unmap_with(&reader, range(PAGE, PAGE), |_| {
             assert_eq!(harvest(&mut log, &reader, 0, BYTES), [1]);
-            assert!(guest.view(&reader, Ipa::new(PAGE)).unwrap().is_none(), "it cannot be copied now");
+            let view = guest.view(&reader, Ipa::new(PAGE)).unwrap().expect("a frame that stays this page's so long");
+            assert_eq!((view.pa(), view.bytes()), (Pa::new(PAGE), PAGE));
         })
         .unwrap();
-    assert_eq!(harvest(&mut log, &reader, 0, BYTES), [1], "so it is in the next harvest");
+    assert!(guest.view(&reader, Ipa::new(PAGE)).unwrap().is_none());
+    assert_eq!(harvest(&mut log, &reader, 0, BYTES), [1], "its remover has told the log after that harvest");
     log.stop();
     tear_down(guest, &reader);
 }
@@ -257,10 +259,58 @@ fn what_the_hypervisor_stores_is_marked_page_by_page() {
     // From the last byte of page 9 to the first of page 12.
     guest.mark_dirty(range(10 * PAGE - 1, 2 * PAGE + 2)).unwrap();
     assert_eq!(harvest(&mut log, &reader, 0, BYTES), [9, 10, 11, 12]);
-    guest.mark_dirty(range(0, 1 << 40)).unwrap();
-    assert!(harvest(&mut log, &reader, 0, BYTES).into_iter().eq(0..PAGES), "as far as it is logged, and at once");
-    assert_eq!(guest.mark_dirty(range(0, (1 << 40) + 1)), Err(ArgumentError::BeyondIpaSize(range(0, (1 << 40) + 1))));
+    guest.mark_dirty(range(0, BYTES)).unwrap();
+    assert!(harvest(&mut log, &reader, 0, BYTES).into_iter().eq(0..PAGES));
     log.stop();
+    tear_down(guest, &reader);
+}
+
+#[test]
+fn what_is_not_all_logged_is_refused_and_nothing_of_it_is_noted() {
+    // The log ends with its last word: beyond that there are no bits.
+    const LOGGED: u64 = PAGES.div_ceil(64) * 64 * PAGE;
+    let base = TABLE;
+    let (guest, reader) = logged_at(base);
+    let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
+    for outside in [
+        range(base - PAGE, 2 * PAGE),
+        range(base - PAGE, PAGE),
+        range(base + LOGGED - PAGE, 2 * PAGE),
+        range(base + LOGGED, PAGE),
+        range(0, 1 << 40),
+    ] {
+        let refused = ArgumentError::NotLogged(outside);
+        assert_eq!(guest.mark_dirty(outside), Err(refused));
+        if outside.bytes() <= LOGGED {
+            let mut bitmap = [0; 1];
+            let scanned = log.scan(&reader, outside, &mut bitmap);
+            assert_eq!((scanned, bitmap), (Err(ScanError::Argument(refused)), [0]));
+            assert_eq!(log.rearm(&reader, outside, &[1]).err(), Some(RearmError::Argument(refused)));
+        }
+    }
+    // A byte beyond is too much, too.
+    let one_more = range(base + LOGGED - 1, 2);
+    assert_eq!(guest.mark_dirty(one_more), Err(ArgumentError::NotLogged(one_more)));
+    assert_eq!(scan(&mut log, &reader, base, LOGGED).0, []);
+    guest.mark_dirty(range(base + LOGGED - 1, 1)).unwrap();
+    assert_eq!(scan(&mut log, &reader, base, LOGGED).0, [LOGGED / PAGE - 1]);
+    log.stop();
+    tear_down(guest, &reader);
+}
+
+#[test]
+fn logging_ends_when_the_log_is_dropped_and_another_can_start() {
+    let (guest, reader) = logged_at(0);
+    let log = guest.start_logging(&reader, Initial::Dirty).unwrap();
+    assert_eq!(guest.start_logging(&reader, Initial::Clean).err(), Some(StartError::Started));
+    drop(log);
+    guest.mark_dirty(range(0, PAGE)).unwrap();
+    unmap(&guest, &reader, 3 * PAGE, PAGE);
+    let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
+    assert_eq!(scan(&mut log, &reader, 0, BYTES).0, [], "nobody was noting");
+    store(&guest, &reader, 5 * PAGE);
+    assert_eq!(harvest(&mut log, &reader, 0, BYTES), [5]);
+    drop(log);
     tear_down(guest, &reader);
 }
 
@@ -328,7 +378,7 @@ fn the_entries_of_a_table_that_is_clean_are_not_looked_at_and_a_store_makes_them
     let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
     // What nobody but this test does: an entry is dirtied behind the back of its table.
     let [leaf_table, ..] = leaf_tables(&guest, 0, 3)[..] else { panic!() };
-    let entry = &guest.mmu().memory().table(leaf_table).unwrap().entries[9];
+    let entry = word(guest.mmu().memory(), leaf_table, 9);
     const DIRTY: u64 = 1 << 7;
     entry.fetch_or(DIRTY, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(scan(&mut log, &reader, 0, BYTES).0, [], "the table is known to be clean");
@@ -383,9 +433,9 @@ fn a_side_log_that_begins_within_a_page_begins_with_that_page() {
     let guest: Guest = Stage2::new(mmu, geometry(40), Some(log)).unwrap();
     let reader = reader(mmu, 0);
     let mut log = guest.start_logging(&reader, Initial::Dirty).unwrap();
-    assert!(harvest(&mut log, &reader, 0, 256 * PAGE).into_iter().eq(4..132));
+    assert!(harvest(&mut log, &reader, 4 * PAGE, 128 * PAGE).into_iter().eq(0..128));
     guest.mark_dirty(range(4 * PAGE, PAGE)).unwrap();
-    assert_eq!(harvest(&mut log, &reader, 0, 256 * PAGE), [4]);
+    assert_eq!(harvest(&mut log, &reader, 4 * PAGE, 128 * PAGE), [0]);
     log.stop();
     tear_down(guest, &reader);
 }
@@ -396,7 +446,7 @@ fn a_side_log_longer_than_the_address_space_is_cut_off() {
     let guest = logged_guest(mmu, (1 << 40) - PAGE, 64);
     let reader = reader(mmu, 0);
     let mut log = guest.start_logging(&reader, Initial::Dirty).unwrap();
-    assert_eq!(harvest(&mut log, &reader, (1 << 40) - 64 * PAGE, 64 * PAGE), [63]);
+    assert_eq!(harvest(&mut log, &reader, (1 << 40) - PAGE, PAGE), [0]);
     log.stop();
     let mmu = machine(16);
     let guest = logged_guest(mmu, u64::MAX - PAGE + 1, 64);
@@ -428,7 +478,7 @@ fn leaf_tables(guest: &Guest, start: u64, count: u64) -> Vec<Pa> {
         Pa::new(vttbr & 0xffff_ffff_fffe)
     };
     let next = |table: Pa, index: u64| {
-        let entry = memory.table(table).unwrap().entries[index as usize].load(std::sync::atomic::Ordering::Relaxed);
+        let entry = word(memory, table, index as usize).load(std::sync::atomic::Ordering::Relaxed);
         Pa::new(entry & 0xffff_ffff_f000)
     };
     (0..count)

@@ -1,6 +1,6 @@
 //! Faults, from the registers the CPU reports to what the embedder is to do.
 
-use stage2::addr::{Ipa, Pa};
+use stage2::addr::{Ipa, IpaRange, Pa};
 use stage2::arch::{Scope, Tlbi};
 use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::Content;
@@ -415,4 +415,55 @@ fn an_exception_that_is_no_stage_2_fault_and_a_reader_of_another_cpu_are_refused
     assert_eq!(loaded.resolve(&elsewhere, &memory, read_fault(0)), Err(FaultError::OtherCpu));
     drop(loaded);
     tear_down(guest, &reader);
+}
+
+/// A backing that is slow: while it looks for the page, another CPU unmaps this range.
+struct Unmapping<'g> {
+    guest: &'g Guest,
+    memory: Memory,
+    other: stage2::quiescence::Reader<'static>,
+    unmapped: IpaRange,
+}
+
+impl stage2::fault::Backing for Unmapping<'_> {
+    fn region(&self, ipa: Ipa) -> Region {
+        self.memory.region(ipa)
+    }
+
+    fn page(&self, ipa: Ipa, write: bool) -> Result<Page, Unavailable> {
+        let _ = self.guest.unmap(&self.other, self.unmapped).unwrap();
+        self.memory.page(ipa, write)
+    }
+
+    fn unused(&self, ipa: Ipa, page: Page) {
+        self.memory.unused(ipa, page);
+    }
+}
+
+#[test]
+fn an_unmap_far_away_does_not_send_a_fault_back_and_one_of_the_same_table_does() {
+    const FAULT: u64 = 8 * TABLE + 5 * PAGE;
+    for (unmapped, outcome) in [
+        (range(0, TABLE), Outcome::Resumed),
+        (range(9 * TABLE, TABLE), Outcome::Resumed),
+        (range(7 * TABLE, TABLE), Outcome::Resumed),
+        (range(8 * TABLE, PAGE), Outcome::Retry),
+        (range(FAULT, PAGE), Outcome::Retry),
+        (range(7 * TABLE, 2 * TABLE), Outcome::Retry),
+        // As many tables as there are counts, from anywhere on.
+        (range(9 * TABLE, 64 * TABLE), Outcome::Retry),
+        (range(0, 1 << 40), Outcome::Retry),
+    ] {
+        let mmu = machine(16);
+        let guest = guest(mmu);
+        let reader = reader(mmu, 0);
+        let other = crate::support::reader(mmu, 1);
+        let backing = Unmapping { guest: &guest, memory: Memory::at(0x8000, RW), other, unmapped };
+        let loaded = guest.load(&reader).unwrap();
+        assert_eq!(resolve(&loaded, &reader, &backing, write_fault(FAULT)), outcome, "{unmapped:?}");
+        let back = usize::from(outcome == Outcome::Retry);
+        assert_eq!(backing.memory.unused.borrow().len(), back);
+        drop((loaded, backing));
+        tear_down(guest, &reader);
+    }
 }

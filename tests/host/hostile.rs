@@ -3,12 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use stage2::addr::{Ipa, IpaRange, Level, Pa};
+use stage2::arch::{Scope, Tlbi};
 use stage2::descriptor::Permissions;
 use stage2::dirty::{Content, Initial, RearmError, ScanError, StartError};
 use stage2::error::ArgumentError;
 use stage2::fault::FaultError;
 use stage2::geometry::{Features, Granule4K, IdRegisters};
-use stage2::memory::TableMemory;
 use stage2::model::{Event, ModelArch};
 use stage2::stage2::{
     FreezeError, InUse, MapCause, MapError, ProtectCause, ProtectError, QueryError, UnmapCause, UnmapError,
@@ -89,7 +89,7 @@ fn frames_that_do_not_fit_are_refused() {
     for pa in [(1 << 40) - PAGE, 1 << 40, u64::MAX - PAGE + 1, (u64::MAX - 2 * PAGE) + 1, 1 << 63] {
         assert_eq!(map(pa), Err(MapError::Argument(ArgumentError::BeyondPaSize(two))), "{pa:#x}");
     }
-    assert_eq!(map(0x800), Err(MapError::Argument(ArgumentError::Misaligned(two))));
+    assert_eq!(map(0x800), Err(MapError::Argument(ArgumentError::MisalignedFrame(Pa::new(0x800)))));
     assert_eq!(mmu.memory().live(), 1);
     assert_eq!(map((1 << 40) - 2 * PAGE), Ok(()));
     tear_down(guest, &reader);
@@ -208,11 +208,31 @@ fn entry(
     };
     let mut table = Pa::new(registers.vttbr & 0xffff_ffff_fffe).offset(ipa >> 39 << 12);
     for (at, shift) in [(Level::L1, 30), (Level::L2, 21), (Level::L3, 12)] {
-        let word = &memory.table(table).unwrap().entries[(ipa >> shift & 511) as usize];
+        let word = word(memory, table, (ipa >> shift & 511) as usize);
         if at == level {
             return word;
         }
         table = Pa::new(word.load(Ordering::Relaxed) & 0xffff_ffff_f000);
     }
     unreachable!("a level that this guest does not have")
+}
+
+#[test]
+fn a_log_that_cannot_start_clean_has_invalidated_what_it_cleaned_and_is_off() {
+    let mmu = machine(16);
+    let guest = logged_guest(mmu, 0, 1024);
+    let reader = reader(mmu, 0);
+    map(&guest, &reader, 0, TABLE + PAGE);
+    // The second table's: what is before it is cleaned.
+    const OUTSIDE: u64 = 0x7fff_f003;
+    let good = entry(&guest, &reader, Level::L2, TABLE).swap(OUTSIDE, Ordering::Relaxed);
+    mmu.arch().take_events();
+    let started = guest.start_logging(&reader, Initial::Clean).err();
+    let corrupt = stage2::error::Corrupt { ipa: Ipa::new(TABLE), level: Level::L2 };
+    assert_eq!(started, Some(StartError::Corrupt(corrupt)));
+    assert!(!guest.query(&reader, Ipa::new(0)).unwrap().unwrap().dirty);
+    assert_eq!(tlbis(mmu.arch()), [Tlbi::Vmalls12e1 { scope: Scope::InnerShareable }], "so no store passes unseen");
+    entry(&guest, &reader, Level::L2, TABLE).store(good, Ordering::Relaxed);
+    guest.start_logging(&reader, Initial::Clean).expect("nobody is the harvester").stop();
+    tear_down(guest, &reader);
 }

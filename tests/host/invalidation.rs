@@ -1,15 +1,17 @@
 //! What is told to the TLBs, instruction by instruction (rule 7).
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use stage2::addr::{Ipa, IpaRange, Level, Pa};
 use stage2::arch::{Dsb, Scope, Stage2Registers, Tlbi, ttl};
 use stage2::cpu::CpuIndex;
-use stage2::descriptor::Permissions;
+use stage2::descriptor::{Permissions, Xn};
 use stage2::dirty::Content;
 use stage2::fault::Outcome;
 use stage2::geometry::{Features, Granule4K};
-use stage2::mmu::Mmu;
+use stage2::memory::TreeId;
+use stage2::mmu::{Invalidation, Mmu};
 use stage2::model::{Event, ModelArch, ModelMemory};
 
 use crate::support::*;
@@ -23,6 +25,7 @@ fn invalidations(features: Features, change: impl FnOnce(&Guest, &stage2::quiesc
     let mmu = machine_of::<_, Granule4K>(ModelArch::new(), 1, 16, features);
     let guest = guest(mmu);
     let reader = reader(mmu, 0);
+    give_vmid(&guest, &reader);
     map(&guest, &reader, 0, 600 * PAGE);
     mmu.arch().take_events();
     change(&guest, &reader);
@@ -112,6 +115,7 @@ fn many_scattered_ranges_are_all_of_the_vmid() {
     let mmu = machine(64);
     let guest = guest(mmu);
     let reader = reader(mmu, 0);
+    give_vmid(&guest, &reader);
     (0..10).for_each(|n| map(&guest, &reader, n << 30, PAGE));
     mmu.arch().take_events();
     unmap(&guest, &reader, 0, 10 << 30);
@@ -124,6 +128,7 @@ fn a_table_that_is_taken_out_is_invalidated_for_every_level() {
     let mmu = machine(16);
     let guest = guest(mmu);
     let mut reader = reader(mmu, 0);
+    give_vmid(&guest, &reader);
     map(&guest, &reader, TABLE, PAGE);
     unmap(&guest, &reader, TABLE, PAGE);
     mmu.arch().take_events();
@@ -271,29 +276,92 @@ fn nothing_a_rollover_does_meanwhile_gives_the_vmid_of_an_invalidation_to_somebo
     unmap(guest, &reader, 0, PAGE);
 }
 
-#[test]
-fn the_embedders_hook_runs_between_the_invalidation_and_the_frames() {
-    static CALLS: Mutex<Vec<(u16, Option<IpaRange>)>> = Mutex::new(Vec::new());
-    let hook = |vmid: Option<stage2::vmid::Vmid>, range| CALLS.lock().unwrap().push((vmid.unwrap().raw(), range));
+/// What the hook was told: the tree, the VMID and the ranges.
+type Told = (TreeId, Option<u16>, Option<Vec<IpaRange>>);
+
+/// A machine whose invalidation hook writes down what it is told.
+fn hooked_machine(calls: &'static Mutex<Vec<Told>>) -> &'static Machine {
+    let hook = |told: Invalidation<'_>| {
+        let call = (told.tree, told.vmid.map(|vmid| vmid.raw()), told.ranges.map(<[IpaRange]>::to_vec));
+        calls.lock().unwrap().push(call);
+    };
     let mmu = Mmu::new(ModelArch::new(), ModelMemory::<Granule4K>::new(16), features(), Box::leak(cpus(1)));
-    let mmu: &'static Machine = Box::leak(Box::new(mmu.with_invalidation_hook(Box::leak(Box::new(hook)))));
+    Box::leak(Box::new(mmu.with_invalidation_hook(Box::leak(Box::new(hook)))))
+}
+
+#[test]
+fn the_embedders_hook_runs_once_a_flush_between_the_invalidation_and_the_frames() {
+    static CALLS: Mutex<Vec<Told>> = Mutex::new(Vec::new());
+    let mmu = hooked_machine(&CALLS);
     let guest = guest(mmu);
     let reader = reader(mmu, 0);
-    map(&guest, &reader, 0, 2 * PAGE);
+    give_vmid(&guest, &reader);
+    map(&guest, &reader, 0, 600 * PAGE);
     let mut called = None;
     guest
         .unmap_with(&reader, range(0, PAGE), |_| {
             called.get_or_insert_with(|| CALLS.lock().unwrap().clone());
         })
         .unwrap();
-    let [(vmid, Some(hooked))] = called.expect("a frame")[..] else { panic!("one call, with a range") };
-    assert_ne!(vmid, 0);
-    assert!(hooked.contains(Ipa::new(0)));
+    let Some([(tree, vmid @ Some(1..), Some(ranges))]) = called.as_deref() else { panic!("one call: {called:?}") };
+    assert_eq!((*tree, &ranges[..]), (guest.id(), &[range(0, PAGE)][..]));
     CALLS.lock().unwrap().clear();
+    guest.protect(&reader, range(10 * PAGE, PAGE), Permissions::R).unwrap();
+    let _ = guest.unmap(&reader, range(20 * PAGE, PAGE)).unwrap();
+    let told = core::mem::take(&mut *CALLS.lock().unwrap());
+    let expected = [10, 20].map(|page| (guest.id(), *vmid, Some(vec![range(page * PAGE, PAGE)])));
+    assert_eq!(told, expected);
     let frozen = guest.freeze(&reader).unwrap();
-    assert_eq!(*CALLS.lock().unwrap(), [(vmid, None)], "all of the VMID");
+    assert_eq!(*CALLS.lock().unwrap(), [(guest.id(), *vmid, None)], "all of the VMID");
     frozen.thaw(&reader).map_err(|(_, why)| why).unwrap();
     tear_down(guest, &reader);
+}
+
+#[test]
+fn the_hook_is_told_of_a_guest_that_never_had_a_vmid() {
+    // A device may have its entries by another name.
+    static CALLS: Mutex<Vec<Told>> = Mutex::new(Vec::new());
+    let mmu = hooked_machine(&CALLS);
+    let guest = guest(mmu);
+    let reader = reader(mmu, 0);
+    map(&guest, &reader, 0, PAGE);
+    unmap(&guest, &reader, 0, PAGE);
+    assert_eq!(*CALLS.lock().unwrap(), [(guest.id(), None, Some(vec![range(0, PAGE)]))]);
+    tear_down(guest, &reader);
+}
+
+#[test]
+fn the_hook_still_has_the_vmid_that_it_is_told() {
+    // A rollover within the hook does not give it to another guest.
+    let mmu: &'static OnceLock<&'static Machine> = Box::leak(Box::new(OnceLock::new()));
+    let calls: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
+    let hook = move |told: Invalidation<'_>| {
+        let (Some(mmu), Some(vmid)) = (mmu.get(), told.vmid) else { return };
+        if calls.fetch_add(1, Ordering::Relaxed) > 0 {
+            return;
+        }
+        let other = crate::support::reader(mmu, 1);
+        let others: Vec<Guest> = (0..258).map(|_| guest(mmu)).collect();
+        mmu.arch().take_events();
+        others.iter().for_each(|guest| give_vmid(guest, &other));
+        assert!(mmu.vmids().rollovers() > 0);
+        let events = mmu.arch().take_events();
+        let rollover = events.iter().position(|event| matches!(event, Event::Tlbi(Tlbi::Alle1 { .. }))).unwrap();
+        assert!(events[rollover..].iter().any(|event| matches!(event, Event::Load(_))));
+        let same = |event: &Event| matches!(event, Event::Load(to) if to.vttbr >> 48 == u64::from(vmid.raw()));
+        assert!(!events[rollover..].iter().any(same), "{vmid:?} is another guest's");
+        core::mem::forget(others);
+    };
+    let memory = ModelMemory::<Granule4K>::new(600);
+    let machine = Mmu::new(ModelArch::new(), memory, features().without_vmid16(), Box::leak(cpus(2)));
+    let machine: &'static Machine = Box::leak(Box::new(machine.with_invalidation_hook(Box::leak(Box::new(hook)))));
+    assert!(mmu.set(machine).is_ok());
+    let guest = guest(machine);
+    let reader = reader(machine, 0);
+    give_vmid(&guest, &reader);
+    map(&guest, &reader, 0, PAGE);
+    unmap(&guest, &reader, 0, PAGE);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
 }
 
 #[test]
@@ -322,6 +390,7 @@ fn teardown_takes_all_of_the_vmid_before_a_table_is_free() {
     let mmu = machine(16);
     let guest = guest(mmu);
     let reader = reader(mmu, 0);
+    give_vmid(&guest, &reader);
     map(&guest, &reader, 0, PAGE);
     mmu.arch().take_events();
     tear_down(guest, &reader);
@@ -337,6 +406,7 @@ fn what_each_flush_costs_is_counted() {
     let mmu = machine(16);
     let guest = guest(mmu);
     let reader = reader(mmu, 0);
+    give_vmid(&guest, &reader);
     guest.map(&reader, range(0, 8 * PAGE), Pa::new(0), RW, Content::New).unwrap();
     let before = mmu.statistics();
     unmap(&guest, &reader, 0, PAGE);
@@ -348,4 +418,36 @@ fn what_each_flush_costs_is_counted() {
     assert_eq!(now.tlbi_by_range - before.tlbi_by_range, 1);
     assert_eq!(now.tlbi_by_vmid - before.tlbi_by_vmid, 1);
     tear_down(guest, &reader);
+}
+
+#[test]
+fn the_flush_of_a_guest_that_never_had_a_vmid_only_publishes() {
+    let mmu = machine(16);
+    let guest = guest(mmu);
+    let reader = reader(mmu, 0);
+    map(&guest, &reader, 0, 8 * PAGE);
+    mmu.arch().take_events();
+    guest.protect(&reader, range(0, PAGE), Permissions::R).unwrap();
+    assert_eq!(mmu.arch().take_events(), [Event::Dsb(Dsb::Ishst)]);
+    unmap(&guest, &reader, 0, 8 * PAGE);
+    assert_eq!(mmu.arch().take_events(), [Event::Dsb(Dsb::Ishst); 2], "no TLB has anything of it");
+    tear_down(guest, &reader);
+}
+
+#[test]
+fn to_allow_fetches_of_one_el_only_invalidates() {
+    // A fetch that faults there is not told from one that may not pass: no stale entry may be the reason.
+    for only in [Xn::El0Only, Xn::El1Only] {
+        let events = invalidations(features(), |guest, reader| {
+            guest.protect(reader, range(0, PAGE), Permissions { execute: only, ..Permissions::RW }).unwrap();
+        });
+        assert_eq!(only_tlbis(&events), [by_ipa(0, Some(Level::L3)), VMALLE1]);
+        let again = invalidations(features(), |guest, reader| {
+            for _ in 0..2 {
+                guest.mmu().arch().take_events();
+                guest.protect(reader, range(0, PAGE), Permissions { execute: only, ..Permissions::RW }).unwrap();
+            }
+        });
+        assert_eq!(only_tlbis(&again), [], "it was so already");
+    }
 }

@@ -1,5 +1,6 @@
 //! The library on a host, against the modelled machine: one module a subject, one program to link.
 
+mod caches;
 mod dirty_logging;
 mod faults;
 mod flat_map;

@@ -5,9 +5,9 @@ use stage2::cpu::CpuIndex;
 use stage2::descriptor::{Attributes, MemoryType, Permissions};
 use stage2::dirty::Content;
 use stage2::error::Stopped;
-use stage2::geometry::{Features, Granule4K, GranuleTiny};
-use stage2::model::{Event, ModelArch, ModelMemory};
-use stage2::stage2::{FreezeError, InUse, MapCause, MapError, Removed};
+use stage2::geometry::{Granule4K, GranuleTiny};
+use stage2::model::{Event, ModelArch};
+use stage2::stage2::{FreezeError, InUse, MapCause, MapError, Removed, Unsettled};
 
 use crate::support::*;
 
@@ -253,7 +253,7 @@ fn a_frozen_guest_is_settled_once_every_cpu_has_quiesced() {
     let reader = reader(mmu, 0);
     let mut faulting = crate::support::reader(mmu, 1);
     let frozen = reader_offline(reader, |reader| guest.freeze(reader).unwrap());
-    assert_eq!(frozen.is_settled().unwrap_err().0, CpuIndex(1));
+    assert_eq!(frozen.is_settled(), Err(Unsettled::Fault(CpuIndex(1))));
     faulting.quiescent();
     assert!(frozen.is_settled().is_ok());
     assert!(frozen.thaw(&faulting).is_ok());
@@ -330,41 +330,6 @@ fn a_tree_can_be_loaded_again_after_it_was_unloaded_and_torn_down_after_that() {
     let loads = events.iter().filter(|event| matches!(event, Event::Load(_))).count();
     let unloads = events.iter().filter(|event| matches!(event, Event::Unload)).count();
     assert_eq!((loads, unloads), (2, 2));
-    tear_down(guest, &reader);
-}
-
-/// How the caches were maintained for a page of `permissions` that was mapped on CPUs with `features`.
-fn maintenance(features: Features, attributes: Attributes) -> Vec<Event> {
-    let mmu = machine_of::<_, Granule4K>(ModelArch::new(), 1, 8, features);
-    let guest = guest(mmu);
-    let reader = reader(mmu, 0);
-    guest.map(&reader, range(0, PAGE), Pa::new(0x8000), attributes, Content::New).unwrap();
-    let mut events = mmu.arch().take_events();
-    events.retain(|event| !matches!(event, Event::Dsb(_)));
-    tear_down(guest, &reader);
-    events
-}
-
-#[test]
-fn frames_are_maintained_before_they_are_mapped_as_far_as_the_cpus_need_it() {
-    let (frame, rwx) = (Pa::new(0x8000), Attributes::normal(Permissions::RWX));
-    assert_eq!(maintenance(features(), rwx), []);
-    let clean = Event::CleanInvalidate(frame, PAGE);
-    assert_eq!(maintenance(features().without_force_write_back(), rwx), [clean]);
-    assert_eq!(maintenance(plain_features(), rwx), [clean, Event::Instructions(frame, PAGE)]);
-    assert_eq!(maintenance(plain_features(), RW), [clean]);
-    assert_eq!(maintenance(plain_features(), Attributes::device(true)), []);
-}
-
-#[test]
-fn tables_are_cleaned_where_walks_do_not_see_the_caches() {
-    let mmu = stage2::mmu::Mmu::new(ModelArch::new(), ModelMemory::<Granule4K>::new(8), features(), Box::leak(cpus(1)));
-    let mmu: &'static Machine = Box::leak(Box::new(mmu.with_noncoherent_walks()));
-    let guest = guest(mmu);
-    let reader = reader(mmu, 0);
-    map(&guest, &reader, 0, PAGE);
-    let cleaned = mmu.arch().take_events().iter().filter(|event| matches!(event, Event::Clean(_, PAGE))).count();
-    assert_eq!(cleaned, mmu.memory().live(), "root tables and others");
     tear_down(guest, &reader);
 }
 

@@ -3,12 +3,14 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use stage2::addr::{Ipa, Pa};
-use stage2::arch::Dsb;
+use stage2::arch::{Dsb, Scope, Tlbi};
+use stage2::cpu::CpuIndex;
 use stage2::descriptor::Permissions;
 use stage2::dirty::{Content, Initial};
 use stage2::fault::{Backing, Outcome, Page, Region, Unavailable};
 use stage2::model::Event;
-use stage2::stage2::{MapCause, MapError};
+use stage2::reclaim::Progress;
+use stage2::stage2::{MapCause, MapError, Unsettled};
 
 use crate::support::*;
 
@@ -16,7 +18,9 @@ const FIRST_BARRIER: fn(&Event) -> bool = |event| matches!(event, Event::Dsb(Dsb
 const FLUSH_IS_OVER: fn(&Event) -> bool = |event| matches!(event, Event::LeaveVmid);
 
 fn on_stage(mmu: &'static Machine<Staged>, pages: u64) -> &'static Guest<Staged> {
-    Box::leak(Box::new(logged_guest(mmu, 0, pages)))
+    let guest = logged_guest(mmu, 0, pages);
+    give_vmid(&guest, &reader(mmu, 3));
+    Box::leak(Box::new(guest))
 }
 
 /// A thread's side of a conversation.
@@ -193,7 +197,7 @@ fn a_page_whose_write_permission_another_cpu_takes_is_not_copied_before_it_is_fl
 }
 
 #[test]
-fn a_table_that_is_being_taken_out_is_replaced_by_another_and_not_used_again() {
+fn a_table_that_is_being_taken_out_leaves_no_room_for_another_before_the_flush() {
     let mmu = staged_machine(16);
     let guest = on_stage(mmu, 64);
     let mut reader = reader(mmu, 0);
@@ -208,15 +212,29 @@ fn a_table_that_is_being_taken_out_is_replaced_by_another_and_not_used_again() {
     cue(FIRST_BARRIER, move || {
         // Out of the tree, and in walk caches still.
         let other = crate::support::reader(mmu, 1);
-        map(guest, &other, 0, PAGE);
-        assert_eq!(mmu.memory().live(), live + 1);
-        assert_eq!(target(guest, &other, 0), Some(0));
+        let loaded = guest.load(&other).unwrap();
+        assert_eq!(resolve(&loaded, &other, &Same, write_fault(0)), Outcome::Retry);
+        let mapped = guest.map(&other, range(0, PAGE), Pa::new(0), RW, Content::New);
+        assert!(matches!(mapped, Err(MapError::Stopped(stopped)) if stopped.cause == MapCause::Retry), "{mapped:?}");
+        assert_eq!(mmu.memory().live(), live);
+        // To all others it is a hole.
+        assert_eq!(target(guest, &other, 0), None);
+        assert!(guest.view(&other, Ipa::new(0)).unwrap().is_none());
+        assert_eq!(unmap(guest, &other, 0, PAGE).leaves, 0);
+        guest.protect(&other, range(0, TABLE), Permissions::R).unwrap();
+        let mut log = guest.start_logging(&other, Initial::Clean).unwrap();
+        let mut bitmap = [0];
+        assert_eq!(log.scan(&other, range(0, 64 * PAGE), &mut bitmap), Ok(0));
+        assert_eq!(log.rearm(&other, range(0, 64 * PAGE), &[u64::MAX]).unwrap().cleaned, 0);
     });
     assert_eq!(guest.reclaim(&reader, 8).unwrap().unlinked, 1);
+    let loaded = guest.load(&reader).unwrap();
+    assert_eq!(resolve(&loaded, &reader, &Same, write_fault(0)), Outcome::Resumed, "another follows after the flush");
+    assert_eq!(target(guest, &reader, 0), Some(0x8000));
     assert_eq!(mmu.memory().live(), live + 1);
     reader.quiescent();
-    assert_eq!(guest.reclaim(&reader, 8).unwrap().freed, 1);
-    assert_eq!(target(guest, &reader, 0), Some(0));
+    assert_eq!(guest.reclaim(&reader, 8).unwrap().freed, 1, "the one that was taken out");
+    assert_eq!(target(guest, &reader, 0), Some(0x8000));
 }
 
 #[test]
@@ -229,7 +247,7 @@ fn a_fault_that_was_under_way_when_the_guest_was_frozen_is_waited_for() {
         }
         fn page(&self, ipa: Ipa, write: bool) -> Result<Page, Unavailable> {
             let frozen = self.0.freeze(&self.1).unwrap();
-            assert_eq!(frozen.is_settled().unwrap_err().0.0, 0, "this very fault");
+            assert_eq!(frozen.is_settled(), Err(Unsettled::Fault(CpuIndex(0))), "this very fault");
             Same.page(ipa, write)
         }
         fn unused(&self, _ipa: Ipa, _page: Page) {}
@@ -353,4 +371,106 @@ fn an_unmap_from_within_the_callback_of_another_hands_back_what_is_left_and_noth
     outer.append(&mut inner);
     outer.sort_unstable();
     assert!(outer.into_iter().eq(0..100));
+}
+
+#[test]
+fn to_protect_more_than_another_cpu_has_protected_and_not_flushed_takes_all_of_the_vmid() {
+    let mmu = staged_machine(16);
+    let guest = on_stage(mmu, 64);
+    let reader = reader(mmu, 0);
+    map(guest, &reader, 0, 2 * PAGE);
+    cue(FIRST_BARRIER, move || {
+        let other = crate::support::reader(mmu, 1);
+        mmu.arch().0.take_events();
+        // Of the first page nothing is left to restrict, and yet its caller relies on it.
+        guest.protect(&other, range(0, 2 * PAGE), Permissions::R).unwrap();
+        assert_eq!(tlbis(&mmu.arch().0), [Tlbi::Vmalls12e1 { scope: Scope::InnerShareable }]);
+    });
+    guest.protect(&reader, range(0, PAGE), Permissions::R).unwrap();
+}
+
+#[test]
+fn a_reclaim_and_a_rearm_of_nothing_invalidate_nothing_while_another_cpu_unmaps() {
+    let mmu = staged_machine(16);
+    let guest = on_stage(mmu, 64);
+    let reader = reader(mmu, 0);
+    map(guest, &reader, 0, 2 * PAGE);
+    let harvester = crate::support::reader(mmu, 2);
+    let mut log = guest.start_logging(&harvester, Initial::Clean).unwrap();
+    cue(FIRST_BARRIER, move || {
+        let mut other = crate::support::reader(mmu, 1);
+        mmu.arch().0.take_events();
+        for _ in 0..4 {
+            other.quiescent();
+            assert_eq!(guest.reclaim(&other, 8).unwrap(), Progress::default());
+        }
+        assert_eq!(log.rearm(&harvester, range(0, 64 * PAGE), &[u64::MAX]).unwrap().cleaned, 0);
+        assert_eq!(tlbis(&mmu.arch().0), []);
+    });
+    unmap(guest, &reader, 0, PAGE);
+}
+
+#[test]
+fn a_frozen_guest_is_not_settled_while_something_is_not_invalidated() {
+    let mmu = staged_machine(16);
+    let guest = on_stage(mmu, 64);
+    let mut reader = reader(mmu, 0);
+    map(guest, &reader, 0, PAGE);
+    let frozen = guest.freeze(&reader).unwrap();
+    let (here, there) = line();
+    let other = std::thread::spawn(move || {
+        let mut reader = crate::support::reader(mmu, 1);
+        cue(FIRST_BARRIER, move || {
+            there.say();
+            there.wait();
+        });
+        unmap(guest, &reader, 0, PAGE);
+        reader.quiescent();
+    });
+    here.wait();
+    reader.quiescent();
+    assert!(frozen.is_settled().is_err());
+    here.say();
+    other.join().unwrap();
+    assert_eq!(frozen.is_settled(), Ok(()));
+    frozen.thaw(&reader).map_err(|(_, why)| why).unwrap();
+}
+
+#[test]
+fn the_place_of_a_table_that_was_taken_out_during_a_freeze_can_be_used_after_the_thaw() {
+    let mmu = staged_machine(16);
+    let guest = on_stage(mmu, 64);
+    let mut reader = reader(mmu, 0);
+    map(guest, &reader, 0, PAGE);
+    unmap(guest, &reader, 0, PAGE);
+    // Up to the point that only the table in the root is left, and its idle period is over.
+    while mmu.memory().live() > 3 {
+        reader.quiescent();
+        guest.reclaim(&reader, 8).unwrap();
+    }
+    let (here, there) = line();
+    let stage = std::rc::Rc::new(here);
+    let other = std::thread::spawn(move || {
+        let mut reader = crate::support::reader(mmu, 1);
+        cue(FLUSH_IS_OVER, move || {
+            there.say();
+            there.wait();
+        });
+        while guest.reclaim(&reader, 8).unwrap().unlinked == 0 {
+            reader.quiescent();
+        }
+        core::mem::forget(reader);
+    });
+    // The reclaimer waits for this CPU, too.
+    reader.offline(|| stage.wait());
+    let frozen = guest.freeze(&reader).unwrap();
+    let other = std::cell::Cell::new(Some(other));
+    let at_cue = stage.clone();
+    // The entries are thawed, the guest not quite.
+    cue(FIRST_BARRIER, move || {
+        at_cue.say();
+        other.take().unwrap().join().unwrap();
+    });
+    frozen.thaw(&reader).map_err(|(_, why)| why).unwrap();
+    map(guest, &reader, 0, PAGE);
 }

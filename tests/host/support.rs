@@ -5,6 +5,7 @@
 //! there. Cues are per thread, so a thread stands for a CPU.
 
 use std::cell::RefCell;
+use std::sync::atomic::AtomicU64;
 
 use stage2::addr::{Ipa, IpaRange, Pa};
 use stage2::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
@@ -13,6 +14,7 @@ use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, DirtyBitmap, Word};
 use stage2::fault::{Backing, Outcome, Page, Region, Syndrome, Unavailable};
 use stage2::geometry::{Features, Geometry, GeometryOptions, Granule, Granule4K, IdRegisters};
+use stage2::memory::TableMemory;
 use stage2::mmu::Mmu;
 use stage2::model::{Event, ModelArch, ModelMemory};
 use stage2::quiescence::Reader;
@@ -89,6 +91,17 @@ pub(crate) fn reader<A: Arch, G: Granule>(mmu: &'static Machine<A, G>, cpu: u16)
 
 pub(crate) fn range(start: u64, bytes: u64) -> IpaRange {
     IpaRange::new(Ipa::new(start), bytes).unwrap()
+}
+
+/// Loads the guest once, so that it has a VMID: before that no TLB holds anything of it, and nothing is invalidated.
+pub(crate) fn give_vmid<A: Arch, G: Granule>(guest: &Guest<A, G>, reader: &Reader<'_>) {
+    drop(guest.load(reader).unwrap());
+}
+
+/// The word at `index` of the table page at `table`.
+pub(crate) fn word<G: Granule>(memory: &ModelMemory<G>, table: Pa, index: usize) -> &AtomicU64 {
+    // SAFETY: a modelled guest has no memory to lose; a test that stores a wrong descriptor is about just that.
+    &unsafe { memory.table(table) }.unwrap().entries[index]
 }
 
 /// Maps `bytes` from `start` on, writable, to the frames of the same address.
@@ -318,8 +331,16 @@ impl Arch for Staged {
         self.0.clean_invalidate_to_poc(start, bytes);
     }
 
-    fn synchronize_instructions(&self, start: Pa, bytes: u64) {
+    fn in_guest_regime<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.0.in_guest_regime(f)
+    }
+
+    fn is_loaded(&self, registers: Stage2Registers) -> bool {
+        self.0.is_loaded(registers)
+    }
+
+    fn synchronize_instructions(&self, start: Pa, bytes: u64, clean: bool, invalidate: bool) {
         self.reach(Event::Instructions(start, bytes));
-        self.0.synchronize_instructions(start, bytes);
+        self.0.synchronize_instructions(start, bytes, clean, invalidate);
     }
 }

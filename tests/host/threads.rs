@@ -54,7 +54,13 @@ impl Arch for Quiet {
     }
     fn clean_to_poc(&self, _: Pa, _: u64) {}
     fn clean_invalidate_to_poc(&self, _: Pa, _: u64) {}
-    fn synchronize_instructions(&self, _: Pa, _: u64) {}
+    fn in_guest_regime<T>(&self, f: impl FnOnce() -> T) -> T {
+        f()
+    }
+    fn is_loaded(&self, _: Stage2Registers) -> bool {
+        true
+    }
+    fn synchronize_instructions(&self, _: Pa, _: u64, _: bool, _: bool) {}
 }
 
 /// The address of one of the pages in use.

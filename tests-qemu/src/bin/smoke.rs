@@ -146,7 +146,8 @@ mod bare_metal {
             *result = run_guest();
         }
         let tree =
-            GuestTree { memory: GUEST_RAM..GUEST_RAM + BLOCK, vcpus: 2, bootargs: "quiet", initrd: None }.build();
+            GuestTree { memory: GUEST_RAM..GUEST_RAM + BLOCK, vcpus: 2, bootargs: "quiet", initrd: None, rtc: None }
+                .build();
         let guest_tree_bytes = tree.map_or(0, |tree| tree.len());
         let [(null_calls, slept_us), second] = results;
         let report = Report { event: "report", cpus: cpus::count(), free_mib, guest_tree_bytes, null_calls, slept_us };

@@ -6,7 +6,7 @@ use crate::changes::Changes;
 use crate::descriptor::{Descriptor, Format};
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::{Geometry, granule::Granule};
-use crate::memory::{TableMemory, TablePage, TreeId};
+use crate::memory::{OwnTables, TableMemory, TableMeta, TablePage, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::Reader;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
@@ -19,6 +19,8 @@ pub(crate) struct Tree<'h, A: Arch, M: TableMemory> {
     pub(crate) mmu: &'h Mmu<'h, A, M>,
     pub(crate) geometry: Geometry<M::Granule>,
     pub(crate) format: Format,
+    /// Whether the hardware writes to valid leaves: the access flag, or dirty state too.
+    pub(crate) hardware_writes: bool,
     pub(crate) root: Pa,
     /// VTTBR_EL2 without the VMID.
     pub(crate) vttbr: u64,
@@ -26,16 +28,20 @@ pub(crate) struct Tree<'h, A: Arch, M: TableMemory> {
     pub(crate) vmid: TreeVmid,
     /// Gathers that are open: what they removed may still be in TLBs.
     pub(crate) open_gathers: AtomicU32,
-    /// Whether the root is frozen: faults wait.
+    /// Whether the root is frozen: faults wait. Set before its entries are frozen and cleared before they are thawed: who
+    /// reads it with a root table's lock held, and freezes an entry, does so before the thaw comes there.
     pub(crate) frozen: AtomicBool,
+    /// Whether somebody has frozen the guest and not thawed it to the end: one at a time.
+    pub(crate) has_freezer: AtomicBool,
     /// What was taken from the guest, for faults under way.
     pub(crate) changes: Changes,
 }
 
-/// A table as a walk found it, for as long as its read section lasts. It can be read, and only that.
+/// A table as a walk found it, for as long as its read section lasts. Outside of this module it can be read, and only that.
 #[derive(Clone, Copy)]
 pub(crate) struct Table<'r> {
-    pub(crate) page: TablePage<'r>,
+    /// Reached by the read-write walk alone: entries can be stored to through it, and the lock is there.
+    pub(super) page: TablePage<'r>,
     pub(crate) pa: Pa,
     pub(crate) level: Level,
 }
@@ -51,6 +57,19 @@ impl Table<'_> {
     }
 }
 
+impl<'r> Table<'r> {
+    /// Whether an entry may be dirty: see [`TableMeta`].
+    #[inline(always)]
+    pub(crate) fn may_be_dirty(&self) -> bool {
+        self.page.meta.may_be_dirty()
+    }
+
+    /// What is known of it, for lists, and for who owns the tree.
+    pub(crate) fn meta(&self) -> &'r TableMeta {
+        self.page.meta
+    }
+}
+
 impl<'h, A: Arch, M: TableMemory> Tree<'h, A, M> {
     /// The root table that translates `ipa`: one of up to 16 concatenated ones.
     #[inline(always)]
@@ -62,7 +81,7 @@ impl<'h, A: Arch, M: TableMemory> Tree<'h, A, M> {
     #[inline(always)]
     pub(crate) fn root_at(&self, index: usize) -> Option<Table<'_>> {
         let pa = self.root.offset(index as u64 * M::Granule::PAGE_SIZE);
-        Some(Table { page: self.mmu.memory.table(pa)?, pa, level: self.geometry.start_level() })
+        Some(Table { page: self.mmu.memory.page(pa)?, pa, level: self.geometry.start_level() })
     }
 
     /// The table an entry of a table of `level` points to.
@@ -71,7 +90,7 @@ impl<'h, A: Arch, M: TableMemory> Tree<'h, A, M> {
     #[inline(always)]
     pub(crate) fn child<'r>(&'r self, ipa: Ipa, level: Level, entry: Descriptor) -> Result<Option<Table<'r>>, Corrupt> {
         let (Some(pa), Some(child)) = (entry.next_table(level), level.child()) else { return Ok(None) };
-        match self.mmu.memory.table(pa) {
+        match self.mmu.memory.page(pa) {
             Some(page) => Ok(Some(Table { page, pa, level: child })),
             None => Err(Corrupt { ipa, level }),
         }

@@ -1,0 +1,237 @@
+//! The guest's side of the machine for loom: a CPU that walks the tables, keeps what it found in a TLB, and stores.
+//!
+//! Table walk, TLB fill and access are one step, as a `TLBI; DSB` sees them: it is complete when no access goes through an
+//! old entry any more. So they and the invalidations take turns by a lock. There is one CPU that runs guests, with
+//! stage-2 entries for pages alone (what stage 1 combines them to is not modelled); caches there are none.
+
+use loom::sync::Mutex;
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::thread::ThreadId;
+use stage2::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
+use stage2::dirty::Content;
+use stage2::fault::{Backing, Outcome, Page, Region, Syndrome, Unavailable};
+use stage2::memory::TableMemory;
+use stage2::stage2::Loaded;
+use stage2::{Ipa, Pa, Reader};
+
+use crate::scene::{Machine, Memory, PAGE, READ_WRITE, frame};
+
+const VALID: u64 = 1;
+const WRITE: u64 = 1 << 7;
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+const VMID_SHIFT: u32 = 48;
+
+/// Frames that have content.
+const FRAMES: u64 = 4;
+
+/// Why an access of the guest did not pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    Translation,
+    Permission,
+}
+
+/// The CPU that runs guests, and the memory.
+pub(crate) struct Hardware {
+    mmu: Mutex<State>,
+    frames: Vec<AtomicU64>,
+}
+
+#[derive(Default)]
+struct State {
+    tlb: Vec<Entry>,
+    /// The registers that each hypervisor CPU has in use.
+    registers: Vec<(ThreadId, Stage2Registers)>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    vmid: u64,
+    root: u64,
+    page: u64,
+    leaf: u64,
+}
+
+impl State {
+    fn registers(&mut self) -> &mut Stage2Registers {
+        let this = loom::thread::current().id();
+        let at = self.registers.iter().position(|(thread, _)| *thread == this).unwrap_or_else(|| {
+            self.registers.push((this, Stage2Registers::default()));
+            self.registers.len() - 1
+        });
+        &mut self.registers[at].1
+    }
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self { mmu: Mutex::new(State::default()), frames: (0..FRAMES).map(|_| AtomicU64::new(0)).collect() }
+    }
+}
+
+impl Hardware {
+    /// The content of a frame.
+    pub(crate) fn content(&self, frame: Pa) -> &AtomicU64 {
+        &self.frames[frame_number(frame)]
+    }
+
+    /// The guest that this CPU has loaded stores `value` to page `ipa`.
+    pub(crate) fn store(&self, memory: &Memory, ipa: Ipa, value: u64) -> Result<(), Fault> {
+        let mut state = self.mmu.lock().expect("no panic meanwhile");
+        let registers = *state.registers();
+        let (vmid, root, page) = (registers.vttbr >> VMID_SHIFT, registers.vttbr & ADDRESS, ipa.raw() / PAGE);
+        let cached = state.tlb.iter().position(|entry| entry.vmid == vmid && entry.page == page);
+        let leaf = match cached {
+            Some(at) => {
+                assert_eq!(state.tlb[at].root, root, "a VMID stands for one tree");
+                state.tlb[at].leaf
+            }
+            None => {
+                let leaf = walk(memory, Pa::new(root), page).ok_or(Fault::Translation)?;
+                state.tlb.push(Entry { vmid, root, page, leaf });
+                leaf
+            }
+        };
+        if leaf & WRITE == 0 {
+            return Err(Fault::Permission);
+        }
+        self.content(Pa::new(leaf & ADDRESS)).store(value, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What this CPU has loaded.
+    pub(crate) fn registers(&self) -> Stage2Registers {
+        *self.mmu.lock().expect("no panic meanwhile").registers()
+    }
+
+    /// Whether some TLB entry leads to `frame`.
+    pub(crate) fn reaches(&self, frame: Pa) -> bool {
+        self.mmu.lock().expect("no panic meanwhile").tlb.iter().any(|entry| entry.leaf & ADDRESS == frame.raw())
+    }
+}
+
+/// The hardware's walk: two levels of two entries.
+fn walk(memory: &Memory, root: Pa, page: u64) -> Option<u64> {
+    let entry = |table: Pa, index: u64| {
+        // SAFETY: the walk stores nothing.
+        let entries = unsafe { memory.table(table) }.expect("walks stay in table memory").entries;
+        // Acquire: the second load depends on the first by its address.
+        let entry = entries[index as usize].load(Ordering::Acquire);
+        (entry & VALID != 0).then_some(entry)
+    };
+    entry(Pa::new(entry(root, page / 2)? & ADDRESS), page % 2)
+}
+
+fn frame_number(frame: Pa) -> usize {
+    ((frame.raw() - self::frame(0).raw()) / PAGE) as usize
+}
+
+impl Arch for Hardware {
+    fn dsb(&self, _barrier: Dsb) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn isb(&self) {}
+
+    fn tlbi(&self, operation: Tlbi) {
+        let mut state = self.mmu.lock().expect("no panic meanwhile");
+        let current = state.registers().vttbr >> VMID_SHIFT;
+        state.tlb.retain(|entry| match operation {
+            Tlbi::Ipa { ipa, .. } => entry.vmid != current || entry.page != ipa.raw() / PAGE,
+            Tlbi::IpaRange { .. } => unreachable!("the features have no range operations"),
+            Tlbi::Vmalle1 { .. } => true,
+            Tlbi::Vmalls12e1 { .. } => entry.vmid != current,
+            Tlbi::Alle1 { .. } => false,
+        });
+    }
+
+    fn enter_vmid(&self, registers: Stage2Registers) -> SavedContext {
+        let mut state = self.mmu.lock().expect("no panic meanwhile");
+        let old = core::mem::replace(state.registers(), registers);
+        SavedContext { registers: old, ..SavedContext::default() }
+    }
+
+    fn leave_vmid(&self, saved: SavedContext) {
+        self.load_registers(saved.registers);
+    }
+
+    fn in_guest_regime<T>(&self, f: impl FnOnce() -> T) -> T {
+        f()
+    }
+
+    fn is_loaded(&self, registers: Stage2Registers) -> bool {
+        self.registers() == registers
+    }
+
+    fn load(&self, registers: Stage2Registers) {
+        self.load_registers(registers);
+    }
+
+    fn unload(&self) {
+        self.load_registers(Stage2Registers::default());
+    }
+
+    /// The guest's stage 1 is off.
+    fn translate_stage1(&self, address: u64, _access: Stage1Access) -> u64 {
+        address & ADDRESS
+    }
+
+    fn clean_to_poc(&self, _start: Pa, _bytes: u64) {}
+
+    fn clean_invalidate_to_poc(&self, _start: Pa, _bytes: u64) {}
+
+    fn synchronize_instructions(&self, _start: Pa, _bytes: u64, _clean: bool, _invalidate: bool) {}
+}
+
+impl Hardware {
+    fn load_registers(&self, registers: Stage2Registers) {
+        *self.mmu.lock().expect("no panic meanwhile").registers() = registers;
+    }
+}
+
+/// A backing that has frame `n` for page `n`.
+pub(crate) struct SameFrame;
+
+impl Backing for SameFrame {
+    fn region(&self, _ipa: Ipa) -> Region {
+        Region::Memory(READ_WRITE)
+    }
+
+    fn page(&self, ipa: Ipa, _write: bool) -> Result<Page, Unavailable> {
+        Ok(Page { frame: frame(ipa.raw() / PAGE), content: Content::Unchanged })
+    }
+
+    fn unused(&self, _ipa: Ipa, _page: Page) {}
+}
+
+/// What the CPU reports of a store to `ipa` that ended in `fault`.
+pub(crate) fn syndrome(ipa: Ipa, fault: Fault) -> Syndrome {
+    const DATA_ABORT: u64 = 0x24 << 26;
+    const WRITE_NOT_READ: u64 = 1 << 6;
+    let code = match fault {
+        Fault::Translation => 0b00_0111,
+        Fault::Permission => 0b00_1111,
+    };
+    Syndrome { esr: DATA_ABORT | WRITE_NOT_READ | code, far: ipa.raw(), hpfar: ipa.raw() >> 12 << 4 }
+}
+
+/// The guest stores `value` to `ipa`, taking faults as they come; `false` if it is told to retry too often.
+pub(crate) fn guest_stores(
+    machine: &'static Machine<Hardware>,
+    loaded: &Loaded<'_, 'static, Hardware, Memory>,
+    reader: &Reader<'_>,
+    backing: &impl Backing,
+    ipa: Ipa,
+    value: u64,
+) -> bool {
+    const TRIES: usize = 3;
+    for _ in 0..TRIES {
+        let Err(fault) = machine.arch().store(machine.memory(), ipa, value) else { return true };
+        match loaded.resolve(reader, backing, syndrome(ipa, fault)).expect("the tree is sound") {
+            Outcome::Resumed => {}
+            Outcome::Retry => loom::thread::yield_now(),
+            other => panic!("memory is not {other:?}"),
+        }
+    }
+    false
+}
