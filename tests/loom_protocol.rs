@@ -57,7 +57,8 @@ fn a_mapping_is_never_installed_in_a_table_that_is_no_longer_linked() {
         let mapper = scene.on_cpu(1, move |reader| map(guest, reader, 0, 7));
         scene.alone(|reader| unlink_and_free(guest, reader));
         let done = done(mapper.join().expect("no panic"));
-        scene.alone(|reader| assert_eq!(mapped(guest, reader, 0), done.then_some(frame(7)), "what was mapped is found"));
+        scene
+            .alone(|reader| assert_eq!(mapped(guest, reader, 0), done.then_some(frame(7)), "what was mapped is found"));
     });
 }
 

@@ -1,4 +1,4 @@
-//! A small heap. Only [`guest_tree`](crate::guest_tree) needs it: crate vm-fdt builds the device tree in vectors.
+//! A small heap: crate vm-fdt builds [the guest's device tree](crate::guest_tree) in vectors, and tests make their messages in it.
 
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 

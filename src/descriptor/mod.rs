@@ -18,8 +18,8 @@
 //! | 58:56 | 0 | why: [`Marker`] |
 //! | 63 | software: dirty without write permission | kept |
 //!
-//! A [`Marker::Removing`] never becomes valid again: it keeps the output address and the dirty state alone, and bits 11:8, 55:48
-//! and 62:59 say which CPU removes it.
+//! A [`Marker::Removing`] never becomes valid again: it keeps the output address, the memory type and the dirty state alone, and
+//! bits 11:8, 55:48 and 62:59 say which CPU removes it.
 //!
 //! # Dirty
 //! Write permission, S2AP\[1\], *is* dirty, always, logging or not. A writable page is *writable-dirty* (bit 7 set) or
@@ -40,6 +40,7 @@ use crate::addr::{Level, Pa};
 const VALID: u64 = 1 << 0;
 const TABLE_OR_PAGE: u64 = 1 << 1;
 const MEM_ATTR_SHIFT: u32 = 2;
+const MEM_ATTR: u64 = 0b1111 << MEM_ATTR_SHIFT;
 const S2AP_SHIFT: u32 = 6;
 const S2AP_WRITE: u64 = 1 << 7;
 const SH_SHIFT: u32 = 8;
@@ -192,12 +193,12 @@ impl Descriptor {
         Self(self.0 & !(VALID | MARKER) | (why as u64) << MARKER_SHIFT)
     }
 
-    /// The frame and the dirty state, being removed by the CPU numbered `remover`.
+    /// The frame, its memory type and the dirty state, being removed by the CPU numbered `remover`.
     #[inline(always)]
     pub const fn into_removing(self, remover: u16) -> Self {
         let cpu = remover as u64;
         let remover = (cpu & 0xff) << 48 | (cpu >> 8 & 0xf) << 59 | (cpu >> 12) << 8;
-        Self(self.0 & (ADDRESS | S2AP_WRITE | SOFT_DIRTY) | remover).into_marker(Marker::Removing)
+        Self(self.0 & (ADDRESS | MEM_ATTR | S2AP_WRITE | SOFT_DIRTY) | remover).into_marker(Marker::Removing)
     }
 
     /// The number of the CPU that removes it, if it is a [`Marker::Removing`].
@@ -412,6 +413,7 @@ mod tests {
             for marker in [removing, removing.into_marker(Marker::Claimed)] {
                 prop_assert_eq!(marker.address(), leaf.address());
                 prop_assert_eq!(marker.is_dirty(), dirty);
+                prop_assert_eq!(marker.mem_attr(), leaf.mem_attr());
             }
             prop_assert_eq!(removing.into_marker(Marker::Claimed).remover(), None);
         }

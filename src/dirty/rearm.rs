@@ -102,19 +102,22 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         let wanted = |visit: &Visit<'_>| visit.table.may_be_dirty() && harvest.any(visit.range);
         let result = self.stage2.for_each_locked_if(reader, chunk, wanted, |locked, part, first, count| {
             let level = locked.level();
-            let before = cleaned;
+            let mut span: Option<IpaRange> = None;
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let leaf = locked.read(index);
                 if !leaf.is_dirty() || !matches!(leaf.kind(level), Kind::Page(_) | Kind::Block(_)) {
                     continue;
                 }
-                if covers::<M::Granule>(part, ipa, level) && harvest.all(ipa, M::Granule::entry_last(ipa, level)) {
+                let last = M::Granule::entry_last(ipa, level);
+                if covers::<M::Granule>(part, ipa, level) && harvest.all(ipa, last) {
                     locked.replace_leaf(index, Descriptor::with_clean);
                     cleaned += M::Granule::entry_size(level) >> M::Granule::PAGE_SHIFT;
+                    span = IpaRange::inclusive(span.map_or(ipa, IpaRange::start), last);
                 }
             }
-            if cleaned != before {
-                gather.leaves(part, level);
+            // From the first to the last that was cleaned: a few pages of a table are a few TLBIs.
+            if let Some(span) = span {
+                gather.leaves(span, level);
             }
             Ok(())
         });

@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use crate::addr::{Ipa, IpaRange, Pa};
 use crate::arch::{Arch, Dsb};
-use crate::descriptor::{Descriptor, Kind, Marker, MemoryType};
+use crate::descriptor::{Descriptor, Kind, Marker};
 use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
@@ -55,9 +55,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         };
         let pa = base.offset(page.raw() & (M::Granule::entry_size(level) - 1));
         let bytes = M::Granule::PAGE_SIZE;
-        // A marker does not say what it was.
-        let memory = self.tree.format.memory_type(found.value).filter(|_| found.value.is_valid());
-        if self.looks_behind_caches(memory.unwrap_or(MemoryType::NormalNonCacheable)) {
+        if self.tree.format.memory_type(found.value).is_none_or(|memory| self.looks_behind_caches(memory)) {
             self.tree.mmu.arch.clean_invalidate_to_poc(pa, bytes);
             self.tree.mmu.arch.dsb(Dsb::Ish);
         }

@@ -282,10 +282,14 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// Hands over what was claimed, no lock held. The caller sees in the frames what the guest saw (rule 13).
     fn release(&self, claimed: &[Claimed], period: GracePeriod, release: &mut impl FnMut(Removed<'h>)) {
         let mmu = self.tree.mmu;
-        if !mmu.features.force_write_back() {
-            for &(_, level, old) in claimed {
+        let mut issued = false;
+        for &(_, level, old) in claimed {
+            if self.tree.format.memory_type(old).is_none_or(|memory| self.looks_behind_caches(memory)) {
                 mmu.arch.clean_invalidate_to_poc(old.address(), M::Granule::entry_size(level));
+                issued = true;
             }
+        }
+        if issued {
             mmu.arch.dsb(Dsb::Ish);
         }
         for &(ipa, level, old) in claimed {

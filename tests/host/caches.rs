@@ -235,3 +235,38 @@ fn a_view_is_cleaned_where_the_guest_can_pass_the_caches() {
     assert_eq!(maintenance(features(), two_pages, view(1)), [cleaned(FRAME + PAGE, PAGE), COMPLETE]);
     assert_eq!(maintenance(plain_features(), two_pages, view(0)), [cleaned(FRAME, PAGE), COMPLETE]);
 }
+
+#[test]
+fn a_frame_is_cleaned_on_its_way_out_as_its_memory_type_needs_it() {
+    let all_kinds = |guest: &Guest, reader: &stage2::quiescence::Reader<'_>| {
+        for (page, attributes) in [(0, RW), (1, NON_CACHEABLE), (2, Attributes::device(true))] {
+            guest
+                .map(reader, range(page * PAGE, PAGE), Pa::new(FRAME + page * PAGE), attributes, Content::New)
+                .unwrap();
+        }
+    };
+    // The frame's own maintenance, and that of a look at it meanwhile.
+    let unmap = |page: u64| {
+        move |guest: &Guest, reader: &stage2::quiescence::Reader<'_>| {
+            guest
+                .unmap_with(reader, range(page * PAGE, PAGE), |leaf| {
+                    assert!(guest.view(reader, leaf.ipa).unwrap().is_some());
+                })
+                .unwrap();
+        }
+    };
+    let nothing = [PUBLISHED, PUBLISHED];
+    let clean = |page: u64| {
+        let clean = cleaned(FRAME + page * PAGE, PAGE);
+        [PUBLISHED, clean, COMPLETE, clean, COMPLETE, PUBLISHED]
+    };
+    assert_eq!(maintenance(features(), all_kinds, unmap(0)), nothing);
+    assert_eq!(maintenance(features(), all_kinds, unmap(1)), clean(1), "the guest has passed the caches");
+    assert_eq!(maintenance(features(), all_kinds, unmap(2)), nothing);
+    assert_eq!(maintenance(plain_features(), all_kinds, unmap(0)), clean(0));
+    assert_eq!(
+        maintenance(plain_features(), all_kinds, unmap(2)),
+        nothing,
+        "a device, which may be mapped nowhere else"
+    );
+}

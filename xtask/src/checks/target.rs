@@ -73,17 +73,22 @@ pub(super) fn claims(context: &Context<'_>, log: &Path, cpu: &str) -> Result<Tal
     Ok(tally)
 }
 
-/// The claims' tally and a line for each; a bad ending is one failure more.
+/// The claims' tally and a line for each; a bad ending is one failure more, and what was skipped is said.
 fn count_claims(boot: &Boot) -> (Tally, String) {
     let mut tally = Tally::default();
     let mut words = String::new();
+    let mut skipped = Vec::new();
     for event in &boot.events {
         let Event::Claim(Claim { name, outcome, detail }) = event else { continue };
         match outcome {
             ClaimOutcome::Passed => tally.passed += 1,
             ClaimOutcome::Failed => tally.failed += 1,
+            ClaimOutcome::Skipped => skipped.push(format!("{name} ({detail})")),
         }
         words += &format!("{outcome:?}: {name} {detail}\n");
+    }
+    if !skipped.is_empty() {
+        tally.note = format!("skipped {}: {}", skipped.len(), skipped.join(", "));
     }
     let last_words = || boot.last_words().or_else(|| boot.logs.emulator_complaint());
     let trouble = match boot.ending {

@@ -50,6 +50,8 @@ pub(crate) struct Claim {
 pub(crate) enum ClaimOutcome {
     Passed,
     Failed,
+    /// The CPU model has not what it is about; the detail says what.
+    Skipped,
 }
 
 /// A line that is no event.
@@ -81,6 +83,9 @@ mod tests {
         let claim = parse(r#"{"event":"claim","name":"a","outcome":"failed","detail":"why"}"#);
         let Event::Claim(claim) = claim.unwrap() else { panic!("not a claim") };
         assert_eq!(claim.outcome, ClaimOutcome::Failed);
+        let skipped =
+            parse(r#"{"event":"claim","name":"a","outcome":"skipped","detail":"no 16K granule","milliseconds":1}"#);
+        assert!(matches!(skipped, Ok(Event::Claim(Claim { outcome: ClaimOutcome::Skipped, .. }))));
 
         let panic = parse(r#"{"event":"panic","cpu":1,"message":"panicked at a.rs:1:2:\nas asked"}"#);
         let Event::Panic(panic) = panic.unwrap() else { panic!("not a panic") };
