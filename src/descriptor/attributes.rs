@@ -132,10 +132,11 @@ impl MemoryType {
         }
     }
 
-    /// Whether the guest may cache it, so that its contents need cache maintenance on their way in and out.
+    /// Whether it is Normal memory, which instructions are fetched from: an instruction cache may hold Non-cacheable memory,
+    /// too.
     #[inline]
-    pub const fn is_cacheable(self) -> bool {
-        matches!(self, Self::Normal)
+    pub const fn is_normal(self) -> bool {
+        matches!(self, Self::Normal | Self::NormalNonCacheable)
     }
 }
 

@@ -183,7 +183,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             arch.clean_invalidate_to_poc(pa, bytes);
             issued = true;
         }
-        if attributes.memory.is_cacheable() && attributes.permissions.execute != Xn::Never {
+        if attributes.memory.is_normal() && attributes.permissions.execute != Xn::Never {
             issued |= self.synchronize_instructions(pa, bytes);
         }
         if issued {

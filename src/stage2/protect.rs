@@ -108,11 +108,19 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// Before pages become executable: fetches see what they hold (rule 13).
+    ///
+    /// Faults that asked the backing before this are sent back, or have locked their table by now: taking each lock once waits for
+    /// those, so that no page comes in unseen that was not meant to be executable.
     fn synchronize_mapped(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), Corrupt> {
-        let format = self.tree.format;
+        let (format, features) = (self.tree.format, &self.tree.mmu.features);
+        if features.data_coherent() && features.instruction_coherent() {
+            return Ok(());
+        }
+        self.tree.changes.count(range);
+        self.for_each_locked(reader, range, |_, _, _, _| Ok(())).map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
         let mut issued = false;
         self.for_each_frame(reader, range, |leaf, pa, bytes| {
-            if leaf.xn() == Xn::Never && format.memory_type(leaf).is_some_and(MemoryType::is_cacheable) {
+            if leaf.xn() == Xn::Never && format.memory_type(leaf).is_some_and(MemoryType::is_normal) {
                 issued |= self.synchronize_instructions(pa, bytes);
             }
         })?;

@@ -1,8 +1,8 @@
 //! What the bare-metal binaries share: the library, set up on QEMU's `virt` machine.
 //!
-//! - [`machine`]: the CPUs' features, table memory and the [`Mmu`](stage2::Mmu) over it;
-//! - [`memory`]: RAM as slices of atomic words;
-//! - [`frames`]: page frames in scrambled order.
+//! - `machine`: the CPUs' features, table memory and the `Mmu` over it;
+//! - `memory`: RAM as slices of atomic words;
+//! - `frames`: page frames in scrambled order.
 //!
 //! On any other target this crate is empty.
 

@@ -77,6 +77,13 @@ fn a_non_cacheable_frame_is_cleaned_also_with_fwb() {
 }
 
 #[test]
+fn an_instruction_cache_may_hold_non_cacheable_memory() {
+    let executable = Attributes { memory: MemoryType::NormalNonCacheable, ..RX };
+    let events = [cleaned(FRAME, PAGE), synchronized(FRAME, PAGE), COMPLETE, PUBLISHED];
+    assert_eq!(mapping(plain_features(), executable), events);
+}
+
+#[test]
 fn the_caches_are_told_nothing_of_devices() {
     for features in [features(), plain_features()] {
         assert_eq!(mapping(features, Attributes::device(true)), [PUBLISHED]);
