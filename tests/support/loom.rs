@@ -5,6 +5,8 @@
 //! back when the test's body has joined them, and then checks what is true after every test: the reclaimer comes to
 //! rest, the tree can be torn down, and every table page is back in table memory.
 
+#![allow(dead_code, reason = "each test program uses a part")]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use loom::model::Builder;

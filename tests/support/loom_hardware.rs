@@ -4,6 +4,8 @@
 //! old entry any more. So they and the invalidations take turns by a lock. There is one CPU that runs guests, with
 //! stage-2 entries for pages alone (what stage 1 combines them to is not modelled); caches there are none.
 
+#![allow(dead_code, reason = "each test program uses a part")]
+
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread::ThreadId;

@@ -36,14 +36,13 @@ pub(super) fn lints(context: &Context<'_>, log: &Path) -> Result<Tally> {
     must_succeed(&mut command, log)
 }
 
-/// Rustdoc has nothing to say: the whole workspace on the host, and on the target what exists
-/// only there.
+/// Rustdoc has nothing to say: on the host what runs there, and on the target what runs there.
 pub(super) fn documentation(context: &Context<'_>, log: &Path) -> Result<Tally> {
     let host = cargo(context.workspace);
     let target = context.target.cargo(context.workspace, "doc");
     for (mut command, what) in [
-        (host, &["doc", "--workspace", "--all-features"][..]),
-        (target, &["--package", "stage2", "--package", "stage2-platform"][..]),
+        (host, &["doc", "--package", "stage2", "--package", "xtask", "--all-features"][..]),
+        (target, &PACKAGES[..]),
     ] {
         command.args(what).arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings");
         must_succeed(&mut command, log)?;

@@ -1,7 +1,7 @@
 //! The library's rules that the machine itself can show, one claim each.
 //!
 //! A claim is a sentence and a function. Where a rule protects against something, the claim has *twins*: the same scenario
-//! with the mechanism taken away behind the library's back ([`suite::lessened`]). It passes only if the guest sees
+//! with the mechanism taken away behind the library's back (`suite::lessened`). It passes only if the guest sees
 //! the truth with the library as it is, and each twin is caught: the guest sees what is no longer so.
 //!
 //! Arguments: `claim=NAME` makes one claim, `list` lists all; without arguments all are made, in order. Needs three CPUs:
