@@ -40,10 +40,9 @@ pub(super) fn lints(context: &Context<'_>, log: &Path) -> Result<Tally> {
 pub(super) fn documentation(context: &Context<'_>, log: &Path) -> Result<Tally> {
     let host = cargo(context.workspace);
     let target = context.target.cargo(context.workspace, "doc");
-    for (mut command, what) in [
-        (host, &["doc", "--package", "stage2", "--package", "xtask", "--all-features"][..]),
-        (target, &PACKAGES[..]),
-    ] {
+    for (mut command, what) in
+        [(host, &["doc", "--package", "stage2", "--package", "xtask", "--all-features"][..]), (target, &PACKAGES[..])]
+    {
         command.args(what).arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings");
         must_succeed(&mut command, log)?;
     }
