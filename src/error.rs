@@ -95,6 +95,71 @@ impl<Cause: core::error::Error> core::error::Error for Stopped<Cause> {
     }
 }
 
+/// Why an operation on a range did not do all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum RangeError<Cause> {
+    /// Nothing was changed.
+    Argument(ArgumentError),
+    /// A prefix was done and stays done.
+    Stopped(Stopped<Cause>),
+}
+
+impl<Cause: fmt::Display> fmt::Display for RangeError<Cause> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::Stopped(stopped) => stopped.fmt(f),
+        }
+    }
+}
+
+impl<Cause: core::error::Error> core::error::Error for RangeError<Cause> {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Argument(error) => error.source(),
+            Self::Stopped(stopped) => stopped.source(),
+        }
+    }
+}
+
+/// Why a change of what is mapped stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum ChangeCause {
+    /// The range covers a part of a block.
+    PartOfBlock,
+    /// Something there is being changed by another CPU. Try again from there.
+    Retry,
+    /// The tree is corrupt.
+    Corrupt(Corrupt),
+}
+
+impl From<Corrupt> for ChangeCause {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
+}
+
+impl fmt::Display for ChangeCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PartOfBlock => f.write_str("the range covers a part of a block"),
+            Self::Retry => f.write_str("another CPU is changing it, try again"),
+            Self::Corrupt(_) => f.write_str("the tree is corrupt"),
+        }
+    }
+}
+
+impl core::error::Error for ChangeCause {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Corrupt(corrupt) => Some(corrupt),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Attributes, Kind, MemoryType, Xn};
 use crate::dirty::Content;
-use crate::error::{ArgumentError, Corrupt, Stopped};
+use crate::error::{ArgumentError, Corrupt, RangeError, Stopped};
 use crate::geometry::granule::Granule;
 use crate::memory::{OutOfTables, Spares, TableMemory};
 use crate::quiescence::Reader;
@@ -52,33 +52,8 @@ impl core::error::Error for MapCause {
     }
 }
 
-/// Why a range was not mapped, or not all of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum MapError {
-    /// Nothing was changed.
-    Argument(ArgumentError),
-    /// A prefix was mapped.
-    Stopped(Stopped<MapCause>),
-}
-
-impl fmt::Display for MapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Argument(error) => error.fmt(f),
-            Self::Stopped(stopped) => stopped.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for MapError {
-    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        match self {
-            Self::Argument(error) => error.source(),
-            Self::Stopped(stopped) => stopped.source(),
-        }
-    }
-}
+/// Why a range was not mapped, or not all of it: the prefix is mapped.
+pub type MapError = RangeError<MapCause>;
 
 /// What [`Stage2::lock_leaf_table`] found instead.
 pub(crate) enum NoLeafTable {

@@ -12,10 +12,10 @@ mod unmap;
 
 pub use load::{LoadError, Loaded, RunError};
 pub use map::{MapCause, MapError};
-pub use protect::{ProtectCause, ProtectError};
+pub use protect::ProtectError;
 pub use query::{Mapping, QueryError};
 pub use root::{CreateError, FreezeError, Frozen, InUse, Unsettled};
-pub use unmap::{Removed, UnmapCause, UnmapError, Unmapped};
+pub use unmap::{Removed, UnmapError, Unmapped};
 pub(crate) use unmap::{covers, entries};
 
 use crate::addr::IpaRange;

@@ -7,88 +7,18 @@
 //! A page that loses its write permission stays dirty, in its entry, until a harvest cleans it: whose flush is then the
 //! one that no store passes through a stale TLB entry, whether or not this one's is over.
 
-use core::fmt;
-
 use super::Stage2;
-use super::unmap::{FromCorrupt, covers, entries};
+use super::unmap::{covers, entries};
 use crate::addr::IpaRange;
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Descriptor, Kind, Marker, MemoryType, Permissions, Xn};
-use crate::error::{ArgumentError, Corrupt, Stopped};
+use crate::error::{ChangeCause, Corrupt, RangeError, Stopped};
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::tlb::Gather;
 
-/// Why a range was not protected, or not all of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum ProtectError {
-    /// Nothing was changed.
-    Argument(ArgumentError),
-    /// A prefix was changed.
-    Stopped(Stopped<ProtectCause>),
-}
-
-impl fmt::Display for ProtectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Argument(error) => error.fmt(f),
-            Self::Stopped(stopped) => stopped.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for ProtectError {
-    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        match self {
-            Self::Argument(error) => error.source(),
-            Self::Stopped(stopped) => stopped.source(),
-        }
-    }
-}
-
-/// Why a protect stopped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum ProtectCause {
-    /// The range covers a part of a block.
-    PartOfBlock,
-    /// Something there is being changed by another CPU. Try again from there.
-    Retry,
-    /// The tree is corrupt.
-    Corrupt(Corrupt),
-}
-
-impl fmt::Display for ProtectCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PartOfBlock => f.write_str("the range covers a part of a block"),
-            Self::Retry => f.write_str("another CPU is changing it, try again"),
-            Self::Corrupt(_) => f.write_str("the tree is corrupt"),
-        }
-    }
-}
-
-impl core::error::Error for ProtectCause {
-    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        match self {
-            Self::Corrupt(corrupt) => Some(corrupt),
-            _ => None,
-        }
-    }
-}
-
-impl From<Corrupt> for ProtectCause {
-    fn from(corrupt: Corrupt) -> Self {
-        Self::Corrupt(corrupt)
-    }
-}
-
-impl FromCorrupt for ProtectCause {
-    fn from_corrupt(corrupt: Corrupt) -> Self {
-        Self::Corrupt(corrupt)
-    }
-}
+/// Why a range was not protected, or not all of it: the prefix is changed.
+pub type ProtectError = RangeError<ChangeCause>;
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// Gives what is mapped in `range` the `permissions`; holes are skipped.
@@ -170,9 +100,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                         continue;
                     }
                     Kind::Marker(Marker::Frozen) if leaf.from_marker().is_none() => continue,
-                    Kind::Page(_) | Kind::Block(_) => ProtectCause::PartOfBlock,
-                    Kind::Marker(_) => ProtectCause::Retry,
-                    Kind::Reserved => ProtectCause::Corrupt(Corrupt { ipa, level }),
+                    Kind::Page(_) | Kind::Block(_) => ChangeCause::PartOfBlock,
+                    Kind::Marker(_) => ChangeCause::Retry,
+                    Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
                 };
                 stopped = Err((ipa, cause));
                 break;

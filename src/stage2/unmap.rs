@@ -13,15 +13,13 @@
 //!
 //! A table that was emptied is *hinted* to the reclaimer. Unmap allocates nothing.
 
-use core::fmt;
-
 use arrayvec::ArrayVec;
 
 use super::Stage2;
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Descriptor, Kind, Marker};
-use crate::error::{ArgumentError, Corrupt, Stopped};
+use crate::error::{ChangeCause, Corrupt, RangeError, Stopped};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::{GracePeriod, Quiescing, Reader};
@@ -34,64 +32,8 @@ const BATCH: usize = 32;
 /// A leaf whose marker says [`Marker::Claimed`]: its address and level, and what it was.
 type Claimed = (Ipa, Level, Descriptor);
 
-/// Why an unmap stopped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum UnmapCause {
-    /// The range covers a part of a block.
-    PartOfBlock,
-    /// Something there is being changed by another CPU. Try again from there.
-    Retry,
-    /// The tree is corrupt.
-    Corrupt(Corrupt),
-}
-
-impl fmt::Display for UnmapCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PartOfBlock => f.write_str("the range covers a part of a block"),
-            Self::Retry => f.write_str("another CPU is changing it, try again"),
-            Self::Corrupt(_) => f.write_str("the tree is corrupt"),
-        }
-    }
-}
-
-impl core::error::Error for UnmapCause {
-    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        match self {
-            Self::Corrupt(corrupt) => Some(corrupt),
-            _ => None,
-        }
-    }
-}
-
-/// Why a range was not unmapped, or not all of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum UnmapError {
-    /// Nothing was changed.
-    Argument(ArgumentError),
-    /// A prefix was unmapped.
-    Stopped(Stopped<UnmapCause>),
-}
-
-impl fmt::Display for UnmapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Argument(error) => error.fmt(f),
-            Self::Stopped(stopped) => stopped.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for UnmapError {
-    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        match self {
-            Self::Argument(error) => error.source(),
-            Self::Stopped(stopped) => stopped.source(),
-        }
-    }
-}
+/// Why a range was not unmapped, or not all of it: the prefix is unmapped.
+pub type UnmapError = RangeError<ChangeCause>;
 
 /// What an unmap did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -166,7 +108,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let settled = match done.map(|done| settle(done, &quiet)) {
             Some(Ok(unmapped)) => unmapped,
             Some(Err(corrupt)) => {
-                return Err(UnmapError::Stopped(Stopped::at(range, corrupt.ipa, UnmapCause::Corrupt(corrupt))));
+                return Err(UnmapError::Stopped(Stopped::at(range, corrupt.ipa, ChangeCause::Corrupt(corrupt))));
             }
             None => Unmapped::default(),
         };
@@ -181,7 +123,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         reader: &Reader<'_>,
         range: IpaRange,
         gather: &mut Gather<'_, 'h, A, M>,
-    ) -> Result<(), Stopped<UnmapCause>> {
+    ) -> Result<(), Stopped<ChangeCause>> {
         self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
             let mut marked = false;
@@ -199,9 +141,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                         continue;
                     }
                     Kind::Marker(Marker::Frozen) if old.from_marker().is_none() => continue,
-                    Kind::Page(_) | Kind::Block(_) => UnmapCause::PartOfBlock,
-                    Kind::Marker(_) => UnmapCause::Retry,
-                    Kind::Reserved => UnmapCause::Corrupt(Corrupt { ipa, level }),
+                    Kind::Page(_) | Kind::Block(_) => ChangeCause::PartOfBlock,
+                    Kind::Marker(_) => ChangeCause::Retry,
+                    Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
                 };
                 gather.leaves(part, level);
                 return Err((ipa, cause));
@@ -330,7 +272,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     /// Locks each table that holds leaves of `range`, from low to high addresses, and shows it to `change` with the part of
     /// the range it covers, the first entry and how many. Holes above level 3 are skipped without a lock.
-    pub(crate) fn for_each_locked<E: FromCorrupt>(
+    pub(crate) fn for_each_locked<E: From<Corrupt>>(
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
@@ -340,7 +282,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// The same, of the tables that are `wanted` by what a look at them says.
-    pub(crate) fn for_each_locked_if<E: FromCorrupt>(
+    pub(crate) fn for_each_locked_if<E: From<Corrupt>>(
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
@@ -349,7 +291,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     ) -> Result<(), (Ipa, E)> {
         let looking = self.read_only(reader);
         let walk = self.read_write(reader);
-        let corrupt = |corrupt: Corrupt| (corrupt.ipa, E::from_corrupt(corrupt));
+        let corrupt = |corrupt: Corrupt| (corrupt.ipa, E::from(corrupt));
         let mut rest = Some(range);
         while let Some(left) = rest {
             // A hole is skipped at the level it begins at; then the lock is taken on what was found, or deeper.
@@ -386,29 +328,6 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             rest = resume.and_then(|at| left.starting_at(at));
         }
         Ok(())
-    }
-}
-
-/// An operation's cause that a corrupt descriptor can be.
-pub(crate) trait FromCorrupt {
-    fn from_corrupt(corrupt: Corrupt) -> Self;
-}
-
-impl FromCorrupt for Corrupt {
-    fn from_corrupt(corrupt: Corrupt) -> Self {
-        corrupt
-    }
-}
-
-impl FromCorrupt for Option<Corrupt> {
-    fn from_corrupt(corrupt: Corrupt) -> Self {
-        Some(corrupt)
-    }
-}
-
-impl FromCorrupt for UnmapCause {
-    fn from_corrupt(corrupt: Corrupt) -> Self {
-        Self::Corrupt(corrupt)
     }
 }
 

@@ -7,12 +7,11 @@ use stage2::arch::{Scope, Tlbi};
 use stage2::descriptor::Permissions;
 use stage2::dirty::{Content, Initial, RearmError, ScanError, StartError};
 use stage2::error::ArgumentError;
+use stage2::error::ChangeCause;
 use stage2::fault::FaultError;
 use stage2::geometry::{Features, Granule4K, IdRegisters};
 use stage2::model::{Event, ModelArch};
-use stage2::stage2::{
-    FreezeError, InUse, MapCause, MapError, ProtectCause, ProtectError, QueryError, UnmapCause, UnmapError,
-};
+use stage2::stage2::{FreezeError, InUse, MapCause, MapError, ProtectError, QueryError, UnmapError};
 
 use crate::support::*;
 
@@ -157,11 +156,11 @@ fn a_descriptor_that_nobody_writes_is_found_and_not_followed() {
         let UnmapError::Stopped(unmap) = guest.unmap_with(&reader, page, |_| panic!()).expect_err(&what) else {
             panic!()
         };
-        assert!(matches!(unmap.cause, UnmapCause::Corrupt(found) if found.level == through_the_lock), "{what}");
+        assert!(matches!(unmap.cause, ChangeCause::Corrupt(found) if found.level == through_the_lock), "{what}");
         assert_eq!(unmap.done, None);
         let protect = guest.protect(&reader, page, Permissions::R).err();
         assert!(
-            matches!(protect, Some(ProtectError::Stopped(stopped)) if matches!(stopped.cause, ProtectCause::Corrupt(_))),
+            matches!(protect, Some(ProtectError::Stopped(stopped)) if matches!(stopped.cause, ChangeCause::Corrupt(_))),
             "{what}"
         );
         let mapped = guest.map(&reader, page, Pa::new(0), RW, Content::New).err();

@@ -13,11 +13,12 @@ use stage2::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi}
 use stage2::cpu::CpuIndex;
 use stage2::descriptor::Permissions;
 use stage2::dirty::{Content, DirtyLog, Initial};
+use stage2::error::ChangeCause;
 use stage2::fault::{Backing, Outcome, Page, Region, Unavailable};
 use stage2::geometry::Granule4K;
 use stage2::model::ModelMemory;
 use stage2::quiescence::{Quiescing, Reader};
-use stage2::stage2::{Loaded, MapCause, MapError, Stage2, UnmapCause, UnmapError};
+use stage2::stage2::{Loaded, MapCause, MapError, Stage2, UnmapError};
 
 use crate::support::*;
 
@@ -197,7 +198,7 @@ impl Cpu<'_> {
         });
         if let Err(error) = result {
             let UnmapError::Stopped(stopped) = error else { panic!("{error:?}") };
-            assert_eq!(stopped.cause, UnmapCause::Retry);
+            assert_eq!(stopped.cause, ChangeCause::Retry);
         }
     }
 
