@@ -6,8 +6,10 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use loom::sync::Mutex;
+use std::sync::{OnceLock, PoisonError};
+
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::sync::{Mutex, MutexGuard};
 use loom::thread::ThreadId;
 use stage2::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
 use stage2::dirty::Content;
@@ -37,6 +39,8 @@ pub(crate) enum Fault {
 pub(crate) struct Hardware {
     mmu: Mutex<State>,
     frames: Vec<AtomicU64>,
+    /// Where the CPUs look unasked.
+    speculation: OnceLock<&'static Memory>,
 }
 
 #[derive(Default)]
@@ -63,15 +67,37 @@ impl State {
         });
         &mut self.registers[at].1
     }
+
+    /// What this CPU's registers translate `page` to, through the TLB.
+    fn translate(&mut self, memory: &Memory, page: u64) -> Option<u64> {
+        let vttbr = self.registers().vttbr;
+        let (vmid, root) = (vttbr >> VMID_SHIFT, vttbr & ADDRESS);
+        if let Some(cached) = self.tlb.iter().find(|entry| entry.vmid == vmid && entry.page == page) {
+            assert_eq!(cached.root, root, "a VMID stands for one tree");
+            return Some(cached.leaf);
+        }
+        let leaf = walk(memory, Pa::new(root), page)?;
+        self.tlb.push(Entry { vmid, root, page, leaf });
+        Some(leaf)
+    }
 }
 
 impl Default for Hardware {
     fn default() -> Self {
-        Self { mmu: Mutex::new(State::default()), frames: (0..FRAMES).map(|_| AtomicU64::new(0)).collect() }
+        Self {
+            mmu: Mutex::new(State::default()),
+            frames: (0..FRAMES).map(|_| AtomicU64::new(0)).collect(),
+            speculation: OnceLock::new(),
+        }
     }
 }
 
 impl Hardware {
+    /// The MMU's state, also after a test has failed: it must fail by its own assertion.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.mmu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The content of a frame.
     pub(crate) fn content(&self, frame: Pa) -> &AtomicU64 {
         &self.frames[frame_number(frame)]
@@ -79,21 +105,8 @@ impl Hardware {
 
     /// The guest that this CPU has loaded stores `value` to page `ipa`.
     pub(crate) fn store(&self, memory: &Memory, ipa: Ipa, value: u64) -> Result<(), Fault> {
-        let mut state = self.mmu.lock().expect("no panic meanwhile");
-        let registers = *state.registers();
-        let (vmid, root, page) = (registers.vttbr >> VMID_SHIFT, registers.vttbr & ADDRESS, ipa.raw() / PAGE);
-        let cached = state.tlb.iter().position(|entry| entry.vmid == vmid && entry.page == page);
-        let leaf = match cached {
-            Some(at) => {
-                assert_eq!(state.tlb[at].root, root, "a VMID stands for one tree");
-                state.tlb[at].leaf
-            }
-            None => {
-                let leaf = walk(memory, Pa::new(root), page).ok_or(Fault::Translation)?;
-                state.tlb.push(Entry { vmid, root, page, leaf });
-                leaf
-            }
-        };
+        let mut state = self.state();
+        let leaf = state.translate(memory, ipa.raw() / PAGE).ok_or(Fault::Translation)?;
         if leaf & WRITE == 0 {
             return Err(Fault::Permission);
         }
@@ -101,14 +114,20 @@ impl Hardware {
         Ok(())
     }
 
+    /// From now on a CPU that invalidates under a VMID looks at page 1 of its tree unasked, as it may while it has
+    /// the two in its registers.
+    pub(crate) fn speculates(&self, memory: &'static Memory) {
+        assert!(self.speculation.set(memory).is_ok(), "once");
+    }
+
     /// What this CPU has loaded.
     pub(crate) fn registers(&self) -> Stage2Registers {
-        *self.mmu.lock().expect("no panic meanwhile").registers()
+        *self.state().registers()
     }
 
     /// Whether some TLB entry leads to `frame`.
     pub(crate) fn reaches(&self, frame: Pa) -> bool {
-        self.mmu.lock().expect("no panic meanwhile").tlb.iter().any(|entry| entry.leaf & ADDRESS == frame.raw())
+        self.state().tlb.iter().any(|entry| entry.leaf & ADDRESS == frame.raw())
     }
 }
 
@@ -136,7 +155,7 @@ impl Arch for Hardware {
     fn isb(&self) {}
 
     fn tlbi(&self, operation: Tlbi) {
-        let mut state = self.mmu.lock().expect("no panic meanwhile");
+        let mut state = self.state();
         let current = state.registers().vttbr >> VMID_SHIFT;
         state.tlb.retain(|entry| match operation {
             Tlbi::Ipa { ipa, .. } => entry.vmid != current || entry.page != ipa.raw() / PAGE,
@@ -148,8 +167,11 @@ impl Arch for Hardware {
     }
 
     fn enter_vmid(&self, registers: Stage2Registers) -> SavedContext {
-        let mut state = self.mmu.lock().expect("no panic meanwhile");
+        let mut state = self.state();
         let old = core::mem::replace(state.registers(), registers);
+        if let Some(memory) = self.speculation.get() {
+            state.translate(memory, 1);
+        }
         SavedContext { registers: old, ..SavedContext::default() }
     }
 
@@ -187,7 +209,7 @@ impl Arch for Hardware {
 
 impl Hardware {
     fn load_registers(&self, registers: Stage2Registers) {
-        *self.mmu.lock().expect("no panic meanwhile").registers() = registers;
+        *self.state().registers() = registers;
     }
 }
 
