@@ -4,6 +4,8 @@
 //! reference out of a table's address is an implementation of this trait.
 
 mod meta;
+#[cfg(any(test, loom, feature = "model"))]
+pub(crate) mod model;
 mod pool;
 mod spare;
 

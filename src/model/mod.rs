@@ -4,7 +4,6 @@
 //! failures to order and freed pages poisoned. Both are instances: a test can have many.
 
 mod arch;
-mod memory;
 
+pub use crate::memory::model::{ModelMemory, POISON};
 pub use arch::{Event, ModelArch};
-pub use memory::{ModelMemory, POISON};
