@@ -177,10 +177,6 @@ impl Arch for Aarch64 {
         result
     }
 
-    fn clean_to_poc(&self, start: Pa, bytes: u64) {
-        self.for_each_line(start, bytes, self.data_line, |line| operate!("dc cvac", line));
-    }
-
     fn clean_invalidate_to_poc(&self, start: Pa, bytes: u64) {
         self.for_each_line(start, bytes, self.data_line, |line| operate!("dc civac", line));
     }

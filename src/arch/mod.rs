@@ -88,9 +88,6 @@ pub trait Arch {
     /// [`Self::in_guest_regime`].
     fn translate_stage1(&self, address: u64, access: Stage1Access) -> u64;
 
-    /// Cleans `bytes` from `start` on to the Point of Coherency, for walkers that are not coherent. No barrier after.
-    fn clean_to_poc(&self, start: Pa, bytes: u64);
-
     /// Cleans and invalidates `bytes` from `start` on to the Point of Coherency. No barrier after.
     fn clean_invalidate_to_poc(&self, start: Pa, bytes: u64);
 

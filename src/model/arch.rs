@@ -25,8 +25,6 @@ pub enum Event {
     Load(Stage2Registers),
     /// A tree was unloaded.
     Unload,
-    /// Cache maintenance: clean to the Point of Coherency.
-    Clean(Pa, u64),
     /// Cache maintenance: clean and invalidate to the Point of Coherency.
     CleanInvalidate(Pa, u64),
     /// The instruction side was synchronized.
@@ -105,10 +103,6 @@ impl Arch for ModelArch {
         const FAILED: u64 = 1;
         let stage1 = self.stage1.lock().expect("no panic meanwhile");
         stage1.get(&(address >> 12)).map_or(FAILED, |ipa| ipa.raw())
-    }
-
-    fn clean_to_poc(&self, start: Pa, bytes: u64) {
-        self.record(Event::Clean(start, bytes));
     }
 
     fn clean_invalidate_to_poc(&self, start: Pa, bytes: u64) {

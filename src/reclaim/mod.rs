@@ -32,9 +32,7 @@ use crate::quiescence::{Quiescing, Reader};
 use crate::stage2::Stage2;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::tlb::Gather;
-use crate::walk::Kept;
-use crate::walk::Locked;
-use crate::walk::{Table, Tree};
+use crate::walk::{Kept, Locked, Table, Tree};
 use batch::{Batch, Invalidated};
 use list::{HintList, List};
 

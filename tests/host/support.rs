@@ -321,11 +321,6 @@ impl Arch for Staged {
         self.0.translate_stage1(address, access)
     }
 
-    fn clean_to_poc(&self, start: Pa, bytes: u64) {
-        self.reach(Event::Clean(start, bytes));
-        self.0.clean_to_poc(start, bytes);
-    }
-
     fn clean_invalidate_to_poc(&self, start: Pa, bytes: u64) {
         self.reach(Event::CleanInvalidate(start, bytes));
         self.0.clean_invalidate_to_poc(start, bytes);

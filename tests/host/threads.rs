@@ -53,7 +53,6 @@ impl Arch for Quiet {
     fn translate_stage1(&self, address: u64, _: Stage1Access) -> u64 {
         address & !0xfff
     }
-    fn clean_to_poc(&self, _: Pa, _: u64) {}
     fn clean_invalidate_to_poc(&self, _: Pa, _: u64) {}
     fn in_guest_regime<T>(&self, f: impl FnOnce() -> T) -> T {
         f()

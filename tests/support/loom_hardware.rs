@@ -200,8 +200,6 @@ impl Arch for Hardware {
         address & ADDRESS
     }
 
-    fn clean_to_poc(&self, _start: Pa, _bytes: u64) {}
-
     fn clean_invalidate_to_poc(&self, _start: Pa, _bytes: u64) {}
 
     fn synchronize_instructions(&self, _start: Pa, _bytes: u64, _clean: bool, _invalidate: bool) {}

@@ -185,10 +185,6 @@ impl Arch for Lessened {
         par
     }
 
-    fn clean_to_poc(&self, start: Pa, bytes: u64) {
-        self.real.clean_to_poc(start, bytes);
-    }
-
     fn clean_invalidate_to_poc(&self, start: Pa, bytes: u64) {
         self.real.clean_invalidate_to_poc(start, bytes);
     }
