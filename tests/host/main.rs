@@ -1,6 +1,7 @@
 //! The library on a host, against the modelled machine: one module a subject, one program to link.
 
 mod caches;
+mod corrupt;
 mod dirty_logging;
 mod faults;
 mod flat_map;
@@ -10,5 +11,6 @@ mod operations;
 mod races;
 mod reclaim;
 mod support;
+mod tables;
 mod threads;
 mod vmid;
