@@ -174,8 +174,9 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         };
         let old = Descriptor::from_raw(old);
         debug_assert!(!needs_break(old, new, self.table.level), "{old:?} to {new:?} without a break");
-        self.guarded.occupied += u16::from(!new.is_none());
-        self.guarded.occupied -= u16::from(!old.is_none());
+        // Saturating: an entry that somebody else wrote was never counted.
+        let occupied = self.guarded.occupied.saturating_add(u16::from(!new.is_none()));
+        self.guarded.occupied = occupied.saturating_sub(u16::from(!old.is_none()));
         old
     }
 

@@ -457,3 +457,23 @@ fn a_teardown_frees_what_is_the_trees_once_and_loses_what_hung_below_a_bad_descr
     a_teardown_with_every_bad_descriptor::<Granule16K>(36);
     a_teardown_with_every_bad_descriptor::<Granule64K>(40);
 }
+
+#[test]
+fn an_entry_that_nobody_counted_goes_like_any_other_and_so_does_its_table() {
+    let mmu = machine(16);
+    let guest = guest(mmu);
+    let mut reader = reader(mmu, 0);
+    map(&guest, &reader, 0, 2 * PAGE);
+    let (_, table) = path(&guest, &reader, Ipa::new(0))[2];
+    let leaf = read(mmu.memory(), table, 0);
+    for index in [7, 8, 9] {
+        word(mmu.memory(), table, index).store(leaf | (index as u64) << 12, Ordering::Relaxed);
+    }
+    // One that was counted is gone.
+    word(mmu.memory(), table, 1).store(0, Ordering::Relaxed);
+    assert_eq!(unmap(&guest, &reader, 0, TABLE).leaves, 4);
+    map(&guest, &reader, 0, PAGE);
+    unmap(&guest, &reader, 0, PAGE);
+    reclaim_all(&guest, &mut reader);
+    tear_down(guest, &reader);
+}
