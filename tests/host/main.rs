@@ -10,6 +10,8 @@ mod invalidation;
 mod operations;
 mod races;
 mod reclaim;
+mod stalls;
+mod starved;
 mod support;
 mod tables;
 mod threads;
