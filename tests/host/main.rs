@@ -10,6 +10,8 @@ mod invalidation;
 mod operations;
 mod races;
 mod reclaim;
+mod recycled;
+mod staged_memory;
 mod stalls;
 mod starved;
 mod support;

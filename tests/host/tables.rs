@@ -10,8 +10,9 @@ use stage2::geometry::Granule;
 use stage2::memory::TableMemory;
 use stage2::model::{Event, ModelArch, ModelMemory};
 use stage2::quiescence::Reader;
+use stage2::stage2::Stage2;
 
-use crate::support::{Guest, Machine, word};
+use crate::support::Machine;
 
 const ADDRESS: u64 = 0xffff_ffff_f000;
 
@@ -21,29 +22,33 @@ pub(crate) fn page_at<G: Granule>(index: usize) -> Pa {
 }
 
 /// The word at `index` of a page.
-pub(crate) fn read<G: Granule>(memory: &ModelMemory<G>, table: Pa, index: usize) -> u64 {
-    word(memory, table, index).load(Ordering::Relaxed)
+pub(crate) fn read<M: TableMemory>(memory: &M, table: Pa, index: usize) -> u64 {
+    // SAFETY: looked at only.
+    unsafe { memory.table(table) }.expect("a page of the memory").entries[index].load(Ordering::Relaxed)
 }
 
 /// Where the guest's root is, as the machine was told.
-pub(crate) fn root<G: Granule>(guest: &Guest<ModelArch, G>, reader: &Reader<'_>) -> Pa {
+fn root<M: TableMemory>(guest: &Stage2<'_, ModelArch, M>, reader: &Reader<'_>) -> Pa {
     guest.mmu().arch().take_events();
     drop(guest.load(reader).unwrap());
-    let loads = guest.mmu().arch().take_events();
-    let vttbr =
-        loads.iter().find_map(|event| if let Event::Load(registers) = event { Some(registers.vttbr) } else { None });
+    let loaded = |event| if let Event::Load(registers) = event { Some(registers.vttbr) } else { None };
+    let vttbr = guest.mmu().arch().take_events().into_iter().find_map(loaded);
     Pa::new(vttbr.expect("it was loaded") & 0xffff_ffff_fffe)
 }
 
 /// The tables on the way to `ipa`, from the root's on, found as the hardware would.
-pub(crate) fn path<G: Granule>(guest: &Guest<ModelArch, G>, reader: &Reader<'_>, ipa: Ipa) -> Vec<(Level, Pa)> {
+pub(crate) fn path<M: TableMemory>(
+    guest: &Stage2<'_, ModelArch, M>,
+    reader: &Reader<'_>,
+    ipa: Ipa,
+) -> Vec<(Level, Pa)> {
     let geometry = guest.geometry();
-    let mut at = root(guest, reader).offset(geometry.root_index(ipa) as u64 * G::PAGE_SIZE);
+    let mut at = root(guest, reader).offset(geometry.root_index(ipa) as u64 * M::Granule::PAGE_SIZE);
     let mut level = geometry.start_level();
     let mut path = vec![(level, at)];
     while let Some(below) = level.child() {
-        let entry = read(guest.mmu().memory(), at, G::index(ipa, level));
-        if entry & 3 != 3 {
+        let entry = read(guest.mmu().memory(), at, M::Granule::index(ipa, level));
+        if entry & 0b11 != 0b11 {
             break;
         }
         (at, level) = (Pa::new(entry & ADDRESS), below);
