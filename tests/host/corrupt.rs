@@ -261,7 +261,7 @@ fn every_operation_reports_a_bad_descriptor_and_follows_none() {
 
 #[test]
 fn every_operation_reports_a_bad_descriptor_of_a_16k_tree_and_follows_none() {
-    every_operation_at_every_level::<Granule16K>(36);
+    every_operation_at_every_level::<Granule16K>(44);
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn a_teardown_with_every_bad_descriptor<G: Granule>(ipa_bits: u8) {
 #[test]
 fn a_teardown_frees_what_is_the_trees_once_and_loses_what_hung_below_a_bad_descriptor() {
     a_teardown_with_every_bad_descriptor::<Granule4K>(44);
-    a_teardown_with_every_bad_descriptor::<Granule16K>(36);
+    a_teardown_with_every_bad_descriptor::<Granule16K>(44);
     a_teardown_with_every_bad_descriptor::<Granule64K>(40);
 }
 
