@@ -198,27 +198,30 @@ impl Stores {
 /// stayed writable. Here the same, and with a plain store the bit would be lost; a page is dirty exactly if it was stored to.
 #[test]
 fn write_permission_is_taken_also_where_the_hardware_has_just_set_a_bit_and_that_bit_is_not_lost() {
-    const PAGES: u64 = 256;
+    const PAGES: u64 = 8 * 512;
+    const ROUNDS: u32 = 30;
     let mmu = machine_of::<_, Granule4K>(ModelArch::new(), 2, 16, updating());
     let options = GeometryOptions::default().with_hardware_update(HardwareUpdate::AccessFlagAndDirty);
     let geometry = Geometry::new(40, &updating(), options).unwrap();
-    let words = Vec::leak((0..4).map(|_| Word::new(0)).collect());
+    let words = Vec::leak((0..PAGES / 64).map(|_| Word::new(0)).collect());
     let guest: Guest = Stage2::new(mmu, geometry, Some(DirtyBitmap { base: Ipa::new(0), words })).unwrap();
     let (reader, whole) = (reader(mmu, 0), range(0, PAGES * PAGE));
     map(&guest, &reader, 0, PAGES * PAGE);
-    let table = path(&guest, &reader, Ipa::new(0))[2].1;
-    let entries: Vec<&AtomicU64> = (0..PAGES).map(|page| word(mmu.memory(), table, page as usize)).collect();
+    let table_of = |ipa| path(&guest, &reader, Ipa::new(ipa))[2].1;
+    let tables = (0..PAGES * PAGE).step_by(TABLE as usize).map(table_of);
+    let entries: Vec<&AtomicU64> =
+        tables.flat_map(|table| (0..512).map(move |index| word(mmu.memory(), table, index))).collect();
     let stored: Vec<AtomicBool> = (0..PAGES).map(|_| AtomicBool::new(false)).collect();
     let hardware = Stores::default();
     let (mut wrong, mut both) = (None, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| hardware.go_on(&entries, &stored));
         let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
-        let until = Instant::now() + Duration::from_secs(2);
-        while wrong.is_none() && Instant::now() < until {
+        let until = Instant::now() + Duration::from_secs(20);
+        while wrong.is_none() && both < ROUNDS && Instant::now() < until {
             // Writable and clean, all of them, and not stored to.
             guest.protect(&reader, whole, Permissions::RW).unwrap();
-            let _ = log.rearm(&reader, whole, &[u64::MAX; 4]).unwrap();
+            let _ = log.rearm(&reader, whole, &[u64::MAX; PAGES as usize / 64]).unwrap();
             stored.iter().for_each(|stored| stored.store(false, Ordering::Relaxed));
             hardware.start();
             // Not before it has begun; to yield would be to let it end, too, where there are fewer CPUs than threads.

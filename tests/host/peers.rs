@@ -238,6 +238,16 @@ fn a_mark_that_is_set_while_others_of_its_word_are_taken_out_is_in_some_harvest(
     let guest = logged_guest(mmu, 0, 64 * WORDS);
     let reader = reader(mmu, 0);
     let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
+    // One after the other: marked since it was read.
+    let (word, mut bitmap) = (range(0, 64 * PAGE), [0]);
+    guest.mark_dirty(range(3 * PAGE, PAGE)).unwrap();
+    log.scan(&reader, word, &mut bitmap).unwrap();
+    guest.mark_dirty(range(40 * PAGE, PAGE)).unwrap();
+    let _ = log.rearm(&reader, word, &bitmap).unwrap();
+    let mut next = [0];
+    log.scan(&reader, word, &mut next).unwrap();
+    assert_eq!((bitmap, next), ([1 << 3], [1 << 40]));
+    // And at once.
     let mut harvested = vec![0; WORDS as usize];
     let mut harvest = |index: u64| {
         let word = range(index * 64 * PAGE, 64 * PAGE);
