@@ -76,6 +76,12 @@ impl TableMeta {
         self.guarded.lock()
     }
 
+    /// What a watcher of locks knows this table's by.
+    #[cfg(any(test, loom, feature = "model"))]
+    pub(crate) fn lock_address(&self) -> usize {
+        core::ptr::from_ref(&self.guarded).addr()
+    }
+
     /// Where in its life the table is, at this moment.
     pub fn state(&self) -> TableState {
         match self.state.load(Ordering::Acquire) {

@@ -197,7 +197,7 @@ fn entry(
     reader: &stage2::quiescence::Reader<'_>,
     level: Level,
     ipa: u64,
-) -> &'static std::sync::atomic::AtomicU64 {
+) -> &'static stage2::dirty::Word {
     let memory = guest.mmu().memory();
     guest.mmu().arch().take_events();
     drop(guest.load(reader).unwrap());
