@@ -77,7 +77,7 @@ impl TableMeta {
     }
 
     /// What a watcher of locks knows this table's by.
-    #[cfg(any(test, loom, feature = "model"))]
+    #[cfg(all(feature = "model", not(loom)))]
     pub(crate) fn lock_address(&self) -> usize {
         core::ptr::from_ref(&self.guarded).addr()
     }

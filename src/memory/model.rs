@@ -1,6 +1,7 @@
 //! Table memory made of constructed arrays: loom's atomics cannot be laid over raw pages.
 
 use core::marker::PhantomData;
+#[cfg(all(feature = "model", not(loom)))]
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64 as Plain, Ordering};
 use std::boxed::Box;
@@ -18,6 +19,7 @@ pub const POISON: u64 = 0xdead_0000_0000_0004;
 /// Who is told what becomes of the pages of a [`ModelMemory`].
 pub(crate) trait TableWatcher: Send + Sync {
     /// These are the pages.
+    #[cfg(all(feature = "model", not(loom)))]
     fn watch(&self, pages: Vec<WatchedPage>);
     /// `1 << order` pages from `table` on were given out, zeroed.
     fn given(&self, table: Pa, order: u32);
@@ -26,6 +28,7 @@ pub(crate) trait TableWatcher: Send + Sync {
 }
 
 /// Where the modelled memory keeps a page.
+#[cfg(all(feature = "model", not(loom)))]
 pub(crate) struct WatchedPage {
     pub(crate) table: Pa,
     /// The addresses of its words.
@@ -66,6 +69,7 @@ impl<G: Granule> ModelMemory<G> {
     }
 
     /// The same, with somebody who is told of it.
+    #[cfg(all(feature = "model", not(loom)))]
     pub(crate) fn watched(pages: usize, watcher: Arc<dyn TableWatcher>) -> Self {
         let memory = Self::new(pages);
         let watched = memory.pages.iter().enumerate().map(|(index, page)| {

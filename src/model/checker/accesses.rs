@@ -25,11 +25,8 @@ pub(in crate::model) struct Translation {
 
 impl Checker {
     pub(super) fn frame_freed(&mut self, frame: u64, bytes: u64) {
-        let cached = self.tlb.leading_to_frame(frame, bytes).next();
-        if let Some((place, cached)) = cached {
-            let what = format!("frame {frame:#x} is given back while {place:x?} may be cached");
-            self.violation(Kind::FrameFreedWhileCached, what, of_table(cached.table));
-        }
+        let cached = self.tlb.leading_to_frame(frame, bytes).collect();
+        self.must_not_be_cached(Kind::FrameFreedWhileCached, &format!("frame {frame:#x} is given back"), cached);
     }
 
     /// No CPU may store to the page at `ipa` unseen: where one may, the tables say that it is dirty.

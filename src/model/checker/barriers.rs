@@ -8,7 +8,7 @@ use super::invalidate::Coverage;
 use super::shape::{Meaning, Root, meaning};
 use super::tlb::{Cached, Mask, Place, cpus};
 use super::walks::{Conflicts, Context, EVERYWHERE};
-use super::{Checker, Event, Invalidate, Issued, Kind};
+use super::{Checker, Event, Invalidate, Issued, Kind, of_table};
 use crate::arch::{Dsb, Scope, Stage2Registers};
 
 impl Checker {
@@ -31,6 +31,11 @@ impl Checker {
         if let Some(other) = loaded.map(|it| it.pa).or(cached.map(|(other, _)| other)) {
             let what = format!("VMID {} stands for the roots {:#x} and {other:#x}", root.vmid, root.pa);
             self.violation(Kind::VmidInUseTwice, what, |event| matches!(event, Event::Registers { .. }));
+        }
+        if let Some((place, cached, kind)) = self.tlb.doomed(cpu, root.vmid) {
+            let what =
+                format!("cpu {cpu} takes up a VMID under which it may have cached {:#x} at {place:x?}", cached.value);
+            self.violation(kind, what, of_table(cached.table));
         }
         self.walk_root(cpu, root, None, EVERYWHERE, Conflicts::AreWrong);
     }

@@ -42,6 +42,7 @@ pub use shape::{Access, Shape};
 pub use violation::{Kind, Violation};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::format;
 use std::string::String;
 use std::vec::Vec;
 
@@ -51,7 +52,7 @@ use clock::Clock;
 use invalidate::Coverage;
 use memory::Memory;
 use shape::Root;
-use tlb::{Mask, Tlb};
+use tlb::{Cached, Mask, Place, Tlb};
 use trail::Trail;
 
 /// What a checker is told of the machine.
@@ -202,6 +203,21 @@ impl Checker {
     fn violation(&mut self, kind: Kind, what: String, concerns: impl Fn(&Event) -> bool) {
         let trail = self.trail.of(concerns);
         self.violations.push(Violation { kind, what, trail });
+    }
+
+    /// Nobody may use what is in `cached` any more. It is wrong if a CPU that has it runs under that VMID; else it will be, should
+    /// one do so before it is invalidated.
+    fn must_not_be_cached(&mut self, kind: Kind, thing: &str, cached: Vec<(Place, Cached)>) {
+        for (place, cached) in cached {
+            let runs = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.root.is_some_and(|it| it.vmid == place.vmid));
+            let runs = runs.fold(0, |mask, (cpu, _)| mask | 1 << cpu);
+            if (cached.stage2 | cached.combined) & runs == 0 {
+                self.tlb.doom(place, &cached, kind);
+                continue;
+            }
+            let what = format!("{thing} while {:#x} at {place:x?} may be cached", cached.value);
+            self.violation(kind, what, of_table(cached.table));
+        }
     }
 
     fn cpu(&mut self, cpu: u16) -> &mut Cpu {

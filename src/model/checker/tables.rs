@@ -31,10 +31,8 @@ impl Checker {
         };
         page.is_free = true;
         page.is_linked = false;
-        if let Some((place, _)) = self.tlb.leading_to_table(table).first() {
-            let what = format!("table {table:#x} is given back while {place:x?} may be in a walk cache");
-            self.violation(Kind::TableFreedWhileCached, what, of_table(table));
-        }
+        let cached = self.tlb.leading_to_table(table);
+        self.must_not_be_cached(Kind::TableFreedWhileCached, &format!("table {table:#x} is given back"), cached);
         if let Some(loaded) = self.cpus.iter().position(|state| self.is_root_of(state, table)) {
             let what = format!("table {table:#x} is given back while it is a root of cpu {loaded}");
             self.violation(Kind::TableFreedWhileCached, what, of_table(table));
@@ -106,10 +104,9 @@ impl Checker {
         if old.is_valid() || old.is_none() || !Descriptor::from_raw(new).is_none() {
             return;
         }
-        if let Some((place, cached)) = self.tlb.read_from(table, index) {
-            let what = format!("{place:x?} holds nothing any more while {:#x} may be cached", cached.value);
-            self.violation(Kind::SettledWhileCached, what, of_table(table));
-        }
+        let cached = self.tlb.read_from(table, index);
+        let thing = format!("entry {index} of {table:#x} holds nothing any more");
+        self.must_not_be_cached(Kind::SettledWhileCached, &thing, cached);
     }
 
     pub(super) fn is_shared(&self, frame: u64) -> bool {

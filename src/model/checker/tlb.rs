@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
+use super::Kind;
 use super::clock::{Clock, MAX_CPUS};
 use super::shape::{LEAF, Meaning, Shape, meaning};
 
@@ -38,6 +39,8 @@ pub(super) struct Cached {
     pub(super) combined: Mask,
     /// When each CPU surely lost it as an entry of stage 2.
     gone: [u64; MAX_CPUS],
+    /// What it would be to use it.
+    doom: Option<Kind>,
 }
 
 impl Cached {
@@ -55,6 +58,8 @@ pub(super) struct Tlb {
     to_frame: BTreeMap<u64, BTreeSet<Place>>,
     /// Where each word was read for.
     from_word: BTreeMap<(u64, usize), BTreeSet<Place>>,
+    /// Where something is cached that must not be used.
+    doomed: BTreeSet<Place>,
     /// Where some CPU may have a combined entry, and surely has none of stage 2.
     only_combined: BTreeSet<Place>,
 }
@@ -77,6 +82,7 @@ impl Tlb {
             to_table: BTreeMap::new(),
             to_frame: BTreeMap::new(),
             from_word: BTreeMap::new(),
+            doomed: BTreeSet::new(),
             only_combined: BTreeSet::new(),
         }
     }
@@ -94,7 +100,7 @@ impl Tlb {
             cached.combined |= combined;
             return is_new;
         }
-        cached.push(Cached { value, table, index, seen, stage2: bit, combined, gone: [0; MAX_CPUS] });
+        cached.push(Cached { value, table, index, seen, stage2: bit, combined, gone: [0; MAX_CPUS], doom: None });
         self.from_word.entry((table, index)).or_default().insert(place);
         match meaning {
             Meaning::Table(child) => self.to_table.entry(child).or_default().insert(place),
@@ -115,11 +121,29 @@ impl Tlb {
         self.places.range(bounds).flat_map(|(place, cached)| cached.iter().map(|cached| (*place, cached)))
     }
 
-    /// What is cached of a word, if anything.
-    pub(super) fn read_from(&self, table: u64, index: usize) -> Option<(Place, Cached)> {
+    /// What is cached of a word.
+    pub(super) fn read_from(&self, table: u64, index: usize) -> Vec<(Place, Cached)> {
         let places = self.from_word.get(&(table, index)).into_iter().flatten();
-        let mut cached = places.flat_map(|&place| self.at(place).iter().map(move |cached| (place, *cached)));
-        cached.find(|(_, cached)| (cached.table, cached.index) == (table, index))
+        let cached = places.flat_map(|&place| self.at(place).iter().map(move |cached| (place, *cached)));
+        cached.filter(|(_, cached)| (cached.table, cached.index) == (table, index)).collect()
+    }
+
+    /// Nobody may use this any more; now nobody does.
+    pub(super) fn doom(&mut self, place: Place, doomed: &Cached, kind: Kind) {
+        for cached in self.places.get_mut(&place).into_iter().flatten() {
+            if cached.value == doomed.value && cached.table == doomed.table {
+                cached.doom = Some(kind);
+                self.doomed.insert(place);
+            }
+        }
+    }
+
+    /// What a CPU that takes up `vmid` may use and must not.
+    pub(super) fn doomed(&self, cpu: u16, vmid: u16) -> Option<(Place, Cached, Kind)> {
+        let places = self.doomed.iter().filter(|place| place.vmid == vmid);
+        let cached = places.flat_map(|&place| self.at(place).iter().map(move |cached| (place, *cached)));
+        let mut mine = cached.filter(|(_, cached)| (cached.stage2 | cached.combined) & 1 << cpu != 0);
+        mine.find_map(|(place, cached)| Some((place, cached, cached.doom?)))
     }
 
     /// The VMIDs under which something is cached.
@@ -224,6 +248,9 @@ impl Tlb {
                     Meaning::Leaf(frame) => forget(&mut self.to_frame, frame, place),
                     Meaning::Invalid => {}
                 }
+            }
+            if cached.iter().all(|cached| cached.doom.is_none()) {
+                self.doomed.remove(place);
             }
             if cached.is_empty() {
                 self.places.remove(place);

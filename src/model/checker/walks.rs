@@ -6,7 +6,7 @@ use std::vec::Vec;
 use super::clock::Clock;
 use super::shape::{self, Meaning, Root, Shape, conflict, meaning};
 use super::tlb::{Fetched, Mask, Place};
-use super::{Checker, Kind, of_table};
+use super::{Checker, Event, Kind, of_table};
 
 /// All addresses.
 pub(super) const EVERYWHERE: (u64, u64) = (0, u64::MAX >> 8);
@@ -165,20 +165,24 @@ impl Checker {
 
     pub(super) fn look_for_reuse(&mut self, place: Place, frame: u64, table: u64) {
         let bytes = 1 << self.options.shape.shift(place.level);
-        let is_elsewhere = |other: &Place| other.root != place.root || other.ipa != place.ipa;
-        let cached = self.tlb.leading_to_frame(frame, bytes).find(|(other, _)| is_elsewhere(other));
-        let Some((other, cached)) = cached.filter(|(other, _)| other.root != place.root || other.level == place.level)
-        else {
-            return;
+        let is_elsewhere = |other: &Place| {
+            // A block and a page under it are for the conflicts.
+            other.root != place.root || other.ipa != place.ipa && other.level == place.level
         };
+        let cached: Vec<_> = self.tlb.leading_to_frame(frame, bytes).filter(|(other, _)| is_elsewhere(other)).collect();
         if self.is_shared(frame) {
             return;
         }
-        let there = self.memory.current(cached.table, cached.index).map(|version| version.value);
-        let is_mapped = there.map(|value| meaning(value, other.level, self.options.shape))
-            == Some(meaning(cached.value, other.level, self.options.shape));
-        let kind = if is_mapped { Kind::FrameMappedTwice } else { Kind::FrameReusedWhileCached };
-        let what = format!("frame {frame:#x} is mapped at {place:x?} while {other:x?} may be cached");
-        self.violation(kind, what, move |event| of_table(table)(event) || of_table(cached.table)(event));
+        let shape = self.options.shape;
+        let (mapped, reused): (Vec<_>, Vec<_>) = cached.into_iter().partition(|(other, cached)| {
+            let there = self.memory.current(cached.table, cached.index).map(|version| version.value);
+            there.map(|value| meaning(value, other.level, shape)) == Some(meaning(cached.value, other.level, shape))
+        });
+        let thing = format!("frame {frame:#x} is mapped at {place:x?}");
+        if let Some((other, cached)) = mapped.first() {
+            let of_both = |event: &Event| of_table(table)(event) || of_table(cached.table)(event);
+            self.violation(Kind::FrameMappedTwice, format!("{thing} and at {other:x?}"), of_both);
+        }
+        self.must_not_be_cached(Kind::FrameReusedWhileCached, &thing, reused);
     }
 }
