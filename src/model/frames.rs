@@ -15,14 +15,27 @@ pub(super) struct Frames(BTreeMap<u64, Frame>);
 
 #[derive(Clone, Copy, Default)]
 struct Frame {
-    /// The value in the caches, if it is there.
-    cached: Option<u64>,
+    /// The line in the caches, if there is one.
+    cached: Option<Line>,
     /// The value in memory.
     memory: u64,
     /// What a fetch sees.
     fetched: u64,
     /// Cleaned to the Point of Unification.
     unified: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Line {
+    value: u64,
+    /// Not written back.
+    is_dirty: bool,
+}
+
+impl Frame {
+    fn seen_through_caches(&self) -> u64 {
+        self.cached.map_or(self.memory, |line| line.value)
+    }
 }
 
 /// Which of a frame's values an access is for.
@@ -42,7 +55,7 @@ impl Frames {
     pub(super) fn store(&mut self, at: Pa, value: u64, through: Through) {
         let frame = self.frame(at);
         match through {
-            Through::Caches => frame.cached = Some(value),
+            Through::Caches => frame.cached = Some(Line { value, is_dirty: true }),
             Through::Memory => frame.memory = value,
         }
     }
@@ -50,7 +63,7 @@ impl Frames {
     pub(super) fn load(&mut self, at: Pa, through: Through) -> u64 {
         let frame = self.frame(at);
         match through {
-            Through::Caches => frame.cached.unwrap_or(frame.memory),
+            Through::Caches => frame.cached.get_or_insert(Line { value: frame.memory, is_dirty: false }).value,
             Through::Memory => frame.memory,
         }
     }
@@ -58,20 +71,20 @@ impl Frames {
     /// Whether an access straight to memory would miss what is in the caches.
     pub(super) fn is_stale(&mut self, at: Pa) -> bool {
         let frame = self.frame(at);
-        frame.cached.is_some_and(|cached| cached != frame.memory)
+        frame.cached.is_some_and(|line| line.is_dirty && line.value != frame.memory)
     }
 
     /// Whether a fetch would miss what data accesses see.
     pub(super) fn is_stale_to_fetches(&mut self, at: Pa) -> bool {
         let frame = *self.frame(at);
-        frame.fetched != frame.cached.unwrap_or(frame.memory)
+        frame.fetched != frame.seen_through_caches()
     }
 
     pub(super) fn clean_invalidate(&mut self, start: Pa, bytes: u64) {
         self.each(start, bytes, |frame| {
-            if let Some(cached) = frame.cached.take() {
-                frame.memory = cached;
-                frame.unified = cached;
+            if let Some(line) = frame.cached.take().filter(|line| line.is_dirty) {
+                frame.memory = line.value;
+                frame.unified = line.value;
             }
         });
     }
@@ -79,7 +92,7 @@ impl Frames {
     pub(super) fn synchronize_instructions(&mut self, start: Pa, bytes: u64, clean: bool, invalidate: bool) {
         self.each(start, bytes, |frame| {
             if clean {
-                frame.unified = frame.cached.unwrap_or(frame.memory);
+                frame.unified = frame.seen_through_caches();
             }
             if invalidate {
                 frame.fetched = frame.unified;
