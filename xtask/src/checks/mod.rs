@@ -5,6 +5,7 @@ mod libtest;
 mod loom;
 mod msrv;
 mod runner;
+pub(crate) mod shuttle;
 mod target;
 
 use std::cell::OnceCell;
@@ -68,6 +69,7 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("tests, host", host::tests),
         step("loom", loom::protocol),
     ];
+    steps.push(step("shuttle", shuttle::schedules));
     for twin in &loom::TWINS {
         steps.push(step(format!("loom, {} (must fail)", twin.removed), |context, log| {
             loom::twin_must_fail(context, log, twin)
