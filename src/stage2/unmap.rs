@@ -184,8 +184,6 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         release: &mut impl FnMut(Removed<'h>),
     ) -> Result<Unmapped, Corrupt> {
         let mut unmapped = Unmapped::default();
-        // Begun after the marks: no walk of a later section finds the frames.
-        let period = self.tree.mmu.quiescence.begin();
         let mut rest = Some(range);
         while let Some(left) = rest {
             let mut claimed: ArrayVec<Claimed, BATCH> = ArrayVec::new_const();
@@ -207,6 +205,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 Ok(())
             })
             .or_else(|(_, corrupt)| corrupt.map_or(Ok(()), Err))?;
+            // Begun after the claims: who looks in a later section finds the frames no more, not by the markers either.
+            let period = self.tree.mmu.quiescence.begin();
             self.release(&claimed, period, release);
             // The callback may have moved the content: who has asked for the page before must ask again.
             if let (Some(&(first, ..)), Some(&(last, ..))) = (claimed.first(), claimed.last())
