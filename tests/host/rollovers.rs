@@ -6,8 +6,8 @@
 //! - A guest that is loaded through a rollover keeps its VMID.
 
 use std::cell::Cell;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use stage2::addr::Pa;
@@ -92,8 +92,8 @@ impl State {
 
 impl Judge {
     fn with<T>(&self, f: impl FnOnce(&mut State, usize) -> T) -> T {
-        // Who finds a fault panics and poisons it, which ends the others, too.
-        f(&mut self.state.lock().unwrap(), CPU.get())
+        // Who finds a fault panics, and unloads its guest on the way out.
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner), CPU.get())
     }
 }
 
