@@ -14,6 +14,7 @@ use core::{
 use spin::Mutex;
 use stage2::{
     Mmu, Pa, Stage2,
+    dirty::Word,
     geometry::{Features, Granule, Granule4K},
     memory::{Pool, PoolRegion},
 };
@@ -53,7 +54,7 @@ pub(crate) struct Lab {
     tables: Mutex<Region>,
     frames: Frames,
     large: Large,
-    log: &'static [AtomicU64],
+    log: &'static [Word],
 }
 
 /// Pages of 64 KiB.
@@ -72,7 +73,7 @@ impl Lab {
             features,
             tables: Mutex::new(free.take(TABLE_BYTES, LARGE_PAGE)?),
             large: Large { base: large.start(), words: memory::words(large) },
-            log: memory::words(free.take(LOG_BYTES, PAGE_BYTES)?),
+            log: memory::log_words(free.take(LOG_BYTES, PAGE_BYTES)?),
             frames: Frames::new(free.take(FRAME_BYTES, PAGE_BYTES)?, SEED)?,
         })
     }
@@ -143,7 +144,7 @@ struct Taken {
 
 impl<'h, G: Granule> Bench<'h, G> {
     /// The side log's memory.
-    pub(crate) fn log(&self) -> &'h [AtomicU64] {
+    pub(crate) fn log(&self) -> &'h [Word] {
         self.lab.log
     }
 
