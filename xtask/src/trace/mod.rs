@@ -21,7 +21,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use serde::Serialize;
 
 pub(crate) use self::findings::Findings;
@@ -142,9 +142,11 @@ impl<'a> Recorder<'a> {
         let listener = Listener::start(Watcher::new(cpus as usize), Watcher::look)?;
         let tracer = Tracer { plugin: self.plugin.clone(), socket: listener.socket().to_path_buf() };
         let failures = boot(tracer);
-        // First what the boot says, which explains a trace that breaks off.
         let findings = listener.finish().map(Watcher::into_findings);
-        let (failures, findings) = (failures?, findings?);
+        let failures = failures?;
+        // What was wrong with the boot explains a trace that breaks off.
+        let explained = |error: Error| if failures.is_empty() { error } else { error.context(failures.join("; ")) };
+        let findings = findings.map_err(explained)?;
         let stories = self.workspace.run_folder(name).join("violations.txt");
         fs::write(&stories, findings.stories.join("\n"))?;
         Ok(Traced { findings, failures, seconds: started.elapsed().as_secs_f64() })

@@ -72,6 +72,7 @@ pub(crate) fn a_write_after_a_clean_start_is_in_the_first_harvest(lab: &Lab) -> 
             guest.map(PAGE, 0)?;
             store(guest, 1)?;
             let mut log = guest.stage2.start_logging(&guest.reader, Initial::Clean).or_say("start")?;
+            trace::mark(Mark::Copied { ipa: PAGE });
             store(guest, 2)?;
             let mut harvest = [0];
             log.scan(&guest.reader, pages::<Granule4K>(RAM, PAGES), &mut harvest).or_say("scan")?;
