@@ -15,6 +15,7 @@ mod process;
 mod progress;
 mod report;
 mod summary;
+mod trace;
 mod verdict;
 mod workspace;
 
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{run, soak, test};
+use crate::commands::{run, soak, test, trace as trace_command};
 use crate::workspace::Workspace;
 
 /// Builds, boots and checks stage2.
@@ -41,6 +42,8 @@ enum Command {
     Test(test::Arguments),
     /// Run the Debian guest again and again, on several CPU models.
     Soak(soak::Arguments),
+    /// Check what the images do to tables and TLBs, as a plugin of QEMU's tells it.
+    Trace(trace_command::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Soak(arguments) => soak::run(&workspace, &arguments),
+        Command::Trace(arguments) => trace_command::run(&workspace, &arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

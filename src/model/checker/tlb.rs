@@ -146,9 +146,18 @@ impl Tlb {
         mine.find_map(|(place, cached)| Some((place, cached, cached.doom?)))
     }
 
-    /// The VMIDs under which something is cached.
+    /// The VMIDs under which something is cached. Goes from one to the next, not through all that is cached.
     pub(super) fn vmids(&self) -> BTreeSet<u16> {
-        self.places.keys().map(|place| place.vmid).collect()
+        let mut vmids = BTreeSet::new();
+        let mut from = Some(0);
+        while let Some(vmid) = from {
+            let next = self.places.range(Place { vmid, level: 0, ipa: 0, root: 0 }..).next();
+            from = next.and_then(|(place, _)| {
+                vmids.insert(place.vmid);
+                place.vmid.checked_add(1)
+            });
+        }
+        vmids
     }
 
     /// The roots that something is cached of under `vmid`.

@@ -7,6 +7,7 @@ mod msrv;
 mod runner;
 pub(crate) mod shuttle;
 mod target;
+mod trace;
 
 use std::cell::OnceCell;
 
@@ -14,6 +15,7 @@ use anyhow::{Result, ensure};
 
 pub(crate) use self::runner::run_steps;
 use self::runner::{Step, step};
+pub(crate) use self::target::{claims_machine, make_claims};
 use crate::guest::Guest;
 use crate::job;
 use crate::prerequisites::{Qemu, TargetStd};
@@ -78,6 +80,7 @@ pub(crate) fn all_steps() -> Vec<Step> {
     for cpu in CPUS {
         steps.push(step(format!("claims on {cpu}"), move |context, log| target::claims(context, log, cpu)));
     }
+    steps.push(step("claims, traced", trace::claims));
     steps.extend([
         step("main job, builtin guest", |context, _| target::main_job(context, Guest::Builtin)),
         step("main job, Debian", |context, _| target::main_job(context, Guest::Debian)),

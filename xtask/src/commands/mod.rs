@@ -3,3 +3,4 @@
 pub(crate) mod run;
 pub(crate) mod soak;
 pub(crate) mod test;
+pub(crate) mod trace;
