@@ -21,7 +21,7 @@ use scene::{Scene, Setting, explore, page, pages};
 
 #[test]
 fn a_store_that_faults_is_in_this_harvest_or_in_the_next() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let mut harvester = Harvester::new(scene);
         let guest = scene.on_cpu(1, move |reader| {
             let loaded = scene.guest().load(reader).expect("nothing is loaded");
@@ -35,7 +35,7 @@ fn a_store_that_faults_is_in_this_harvest_or_in_the_next() {
 
 #[test]
 fn a_store_through_the_tlb_is_in_this_harvest_or_in_the_next() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let mut harvester = Harvester::new(scene);
         page_0_is_in_the_tlb(scene);
         let guest = scene.on_cpu(1, move |reader| {

@@ -19,7 +19,7 @@ use stage2::arch::Arch;
 
 #[test]
 fn a_frame_is_handed_back_when_no_tlb_leads_to_it_any_more() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let guest = scene.guest();
         scene.alone(|reader| map(guest, reader, 0, 0)).expect("nothing is mapped");
         let user = scene.on_cpu(1, move |reader| {
@@ -98,7 +98,7 @@ fn once_a_freeze_has_settled_the_guest_changes_nothing_until_the_thaw() {
 
 #[test]
 fn a_fault_never_maps_into_a_table_that_is_no_longer_linked() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let guest = scene.guest();
         scene.empty_table_about_to_be_unlinked();
         let user = scene.on_cpu(1, move |reader| {
@@ -123,7 +123,7 @@ fn a_fault_never_maps_into_a_table_that_is_no_longer_linked() {
 /// empty as it was.
 #[test]
 fn a_fault_never_maps_a_frame_that_the_content_has_moved_away_from() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let guest = scene.guest();
         let backing = Moving::new();
         let faulting = backing.clone();

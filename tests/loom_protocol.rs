@@ -97,7 +97,7 @@ fn a_scan_never_looks_at_a_table_that_was_freed() {
 
 #[test]
 fn a_query_never_looks_at_a_table_that_was_freed_and_recycled() {
-    explore(Setting { tables: 2, ..Setting::new(2, 3) }, |scene: &'static Scene<ModelArch>| {
+    explore(Setting { tables: 2, ..Setting::new(3, 2) }, |scene: &'static Scene<ModelArch>| {
         let guest = scene.guest();
         scene.empty_table_about_to_be_unlinked();
         let looker = scene.on_cpu(1, move |reader| {

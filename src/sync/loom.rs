@@ -1,6 +1,6 @@
 //! Under `cfg(loom)`: loom's atomics, and a lock that loom schedules.
 
-pub(super) use loom::sync::atomic::AtomicU64 as Cell;
+pub(super) use super::loom_cell::Cell;
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
 
 /// A mutual-exclusion lock that loom schedules.

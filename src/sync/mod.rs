@@ -14,6 +14,8 @@
 #[cfg_attr(shuttle, path = "shuttle.rs")]
 #[cfg_attr(not(any(loom, shuttle)), path = "plain.rs")]
 mod imp;
+#[cfg(loom)]
+mod loom_cell;
 mod mutex;
 #[cfg_attr(all(feature = "model", not(loom)), path = "probe.rs")]
 #[cfg_attr(not(all(feature = "model", not(loom))), path = "no_probe.rs")]
@@ -33,15 +35,12 @@ pub(crate) fn fence(ordering: Ordering) {
 }
 
 /// What `word` holds, for the one who holds the lock under which alone it is written.
-///
-/// To loom it is a read-modify-write of nothing. Loom looks for a race with the *last* access only: were this a load, the
-/// store that follows would never be tried before another thread's earlier load.
 #[inline(always)]
 pub(crate) fn load_owned(word: &Word) -> u64 {
-    if cfg!(loom) { word.fetch_or(0, Ordering::Relaxed) } else { word.load(Ordering::Relaxed) }
+    word.load_owned()
 }
 
-/// The same of a flag.
+/// The same of a flag. To loom it is a read-modify-write of nothing, so that it does not hide another thread's load.
 #[inline(always)]
 pub(crate) fn load_owned_flag(flag: &AtomicBool) -> bool {
     if cfg!(loom) { flag.fetch_or(false, Ordering::Relaxed) } else { flag.load(Ordering::Relaxed) }

@@ -22,6 +22,15 @@ impl Word {
         probe::look(self, ordering, || self.0.load(ordering))
     }
 
+    /// What it holds, for the one who holds the lock under which alone it is written.
+    #[inline(always)]
+    pub(super) fn load_owned(&self) -> u64 {
+        #[cfg(loom)]
+        return self.0.load_owned();
+        #[cfg(not(loom))]
+        self.load(Ordering::Relaxed)
+    }
+
     /// See [`core::sync::atomic::AtomicU64::store`].
     #[inline(always)]
     pub fn store(&self, value: u64, ordering: Ordering) {

@@ -21,6 +21,7 @@ use backing::SameFrame;
 use hardware::{Hardware, guest_stores};
 use scene::{frame, map, page};
 use stage2::Reader;
+use stage2::arch::Arch;
 
 pub(crate) type Scene = scene::Scene<Hardware>;
 pub(crate) type Guest = scene::Guest<Hardware>;
@@ -31,7 +32,7 @@ pub(crate) const PAIR: scene::Setting = scene::Setting::new(3, 2);
 pub(crate) const TRIPLE: scene::Setting = scene::Setting::new(2, 3);
 
 /// Unlinks what is ready, passes a quiescent state, and frees what it can.
-pub(crate) fn unlink_and_free(guest: &Guest, reader: &mut Reader<'_>) {
+pub(crate) fn unlink_and_free<A: Arch>(guest: &scene::Guest<A>, reader: &mut Reader<'_>) {
     guest.reclaim(reader, 1).expect("the reader is of this machine");
     reader.quiescent();
     guest.reclaim(reader, 1).expect("the reader is of this machine");

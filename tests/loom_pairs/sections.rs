@@ -1,27 +1,32 @@
 //! What a read section keeps from being used again until its CPU quiesces.
 
-use loom::sync::atomic::Ordering;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU64, Ordering};
 use stage2::Reader;
 use stage2::descriptor::Permissions;
 use stage2::dirty::Initial;
+use stage2::model::ModelArch;
 use stage2::quiescence::Quiescing;
 
-use crate::harvest::{Harvester, page_0_is_in_the_tlb};
-use crate::scene::{Setting, explore, frame, map, page, pages};
-use crate::{Guest, PAIR, Scene, stored, unlink_and_free};
+use crate::scene::{self, Setting, explore, frame, map, page, pages};
+use crate::{PAIR, unlink_and_free};
 
 /// What a frame holds once it is somebody else's.
 const REUSED: u64 = 99;
 
-/// Unmaps page 0 and uses its frame again as soon as that is allowed, if it is at one of a few looks.
-fn unmap_and_reuse(scene: &'static Scene, guest: &Guest, reader: &mut Reader<'static>) {
-    const LOOKS: usize = 2;
+type Scene = scene::Scene<ModelArch>;
+
+/// A frame's content.
+type Content = Arc<AtomicU64>;
+
+/// Unmaps page 0 and uses its frame again as soon as that is allowed, if it is at one of some `looks`.
+fn unmap_and_reuse(scene: &Scene, content: &Content, reader: &mut Reader<'static>, looks: usize) {
     let mut waiting = None;
-    guest.unmap_with(reader, pages(0, 1), |removed| waiting = Some(removed.frame)).expect("unmap cannot fail");
+    scene.guest().unmap_with(reader, pages(0, 1), |removed| waiting = Some(removed.frame)).expect("unmap cannot fail");
     reader.quiescent();
-    for _ in 0..LOOKS {
+    for _ in 0..looks {
         match waiting.take().map(Quiescing::poll) {
-            Some(Ok(frame)) => scene.mmu.arch().content(frame).store(REUSED, Ordering::Relaxed),
+            Some(Ok(_)) => content.store(REUSED, Ordering::Relaxed),
             Some(Err((still, _))) => waiting = Some(still),
             None => return,
         }
@@ -32,36 +37,39 @@ fn unmap_and_reuse(scene: &'static Scene, guest: &Guest, reader: &mut Reader<'st
 fn the_frame_of_a_view_is_not_used_again_before_the_end_of_the_section() {
     explore(PAIR, |scene: &'static Scene| {
         let guest = scene.guest();
-        stored(scene, guest, 0, 0, 1);
+        let content = Content::default();
+        scene.alone(|reader| map(guest, reader, 0, 0)).expect("nothing is mapped");
+        let viewed = content.clone();
         let viewer = scene.on_cpu(1, move |reader| {
             for _ in 0..2 {
-                if let Some(view) = guest.view(reader, page(0)).expect("the tree is sound") {
-                    assert_eq!(scene.mmu.arch().content(view.pa()).load(Ordering::Relaxed), 1);
+                if guest.view(reader, page(0)).expect("the tree is sound").is_some() {
+                    assert_eq!(viewed.load(Ordering::Relaxed), 0);
                 }
                 reader.quiescent();
             }
         });
-        scene.alone(|reader| unmap_and_reuse(scene, guest, reader));
+        scene.alone(|reader| unmap_and_reuse(scene, &content, reader, 2));
         viewer.join().expect("no panic");
     });
 }
 
-/// Cleaned, and then copied in the same section; or given back to the log, since it is gone.
+/// The rearm and the view are of one section.
 #[test]
-fn a_page_that_is_rearmed_is_copied_before_its_frame_is_used_again_or_stays_in_the_log() {
-    explore(Setting { preemptions: 2, ..PAIR }, |scene: &'static Scene| {
-        let mut harvester = Harvester::new(scene);
-        page_0_is_in_the_tlb(scene);
-        let user = scene.on_cpu(1, move |reader| unmap_and_reuse(scene, scene.guest(), reader));
-        scene.alone(|reader| {
-            harvester.harvest(reader);
-            reader.quiescent();
+fn a_page_that_is_rearmed_is_copied_before_its_frame_is_used_again() {
+    explore(PAIR, |scene: &'static Scene| {
+        let guest = scene.guest();
+        let content = Content::default();
+        let mut log = scene.alone(|reader| guest.start_logging(reader, Initial::Clean)).expect("it is off");
+        scene.alone(|reader| map(guest, reader, 0, 0)).expect("nothing is mapped");
+        let copied = content.clone();
+        let harvester = scene.on_cpu(1, move |reader| {
+            let _rearmed = log.rearm(reader, pages(0, 1), &[1]).expect("the tree is sound");
+            if guest.view(reader, page(0)).expect("the tree is sound").is_some() {
+                assert_eq!(copied.load(Ordering::Relaxed), 0);
+            }
         });
-        user.join().expect("no panic");
-        let mut dirty = [0];
-        scene.alone(|reader| harvester.log.scan(reader, pages(0, 4), &mut dirty)).expect("the tree is sound");
-        assert!(harvester.replica == 1 || dirty == [1], "{}, {dirty:?}", harvester.replica);
-        assert!(harvester.replica <= 1, "never what the next owner stores");
+        scene.alone(|reader| unmap_and_reuse(scene, &content, reader, 1));
+        harvester.join().expect("no panic");
     });
 }
 

@@ -4,14 +4,13 @@
 
 use loom::sync::atomic::Ordering;
 use stage2::descriptor::Permissions;
-use stage2::dirty::Initial;
+use stage2::dirty::{Content, Initial};
 use stage2::stage2::InUse;
 use stage2::{Pa, Reader};
 
 use crate::harvest::{Harvester, page_0_is_in_the_tlb};
 use crate::scene::{READ_WRITE, Setting, explore, frame, map, mapped, page, pages};
 use crate::{Guest, PAIR, Scene, store_by_fault, stored, unlink_and_free};
-use stage2::dirty::Content;
 
 /// Room for two roots and a table for each guest.
 const TWO_GUESTS: Setting = Setting { tables: 4, ..PAIR };

@@ -3,14 +3,13 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use stage2::Reader;
-use stage2::dirty::Initial;
+use stage2::dirty::{Content, Initial};
 
 use crate::backing::{Moving, SameFrame};
 use crate::hardware::guest_stores;
 use crate::harvest::{Harvester, page_0_is_in_the_tlb};
 use crate::scene::{READ_WRITE, Setting, explore, frame, mapped, page, pages};
 use crate::{Scene, TRIPLE, store_by_fault};
-use stage2::dirty::Content;
 
 #[test]
 fn a_fault_an_unmap_and_a_reclaim_agree_on_what_is_mapped_and_in_the_tlb() {
