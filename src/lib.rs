@@ -54,7 +54,6 @@ pub mod reclaim;
 pub mod stage2;
 mod sync;
 mod tlb;
-mod twin;
 pub mod vmid;
 mod walk;
 

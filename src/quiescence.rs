@@ -33,7 +33,6 @@ use core::marker::PhantomData;
 
 use crate::cpu::{Counters, CpuIndex, CpuSlot};
 use crate::sync::{AtomicU64, Ordering, const_unless_loom, fence, probe};
-use crate::twin;
 
 const OFFLINE: u64 = 0;
 
@@ -115,7 +114,7 @@ impl<'h> Quiescence<'h> {
         for (cpu, slot) in self.slots.iter().enumerate() {
             // Acquire: what is freed next is freed after the reader's last use of it.
             let announced = slot.epoch.load(Ordering::Acquire);
-            if announced != OFFLINE && announced < period.0 && twin::GRACE_PERIOD {
+            if announced != OFFLINE && announced < period.0 {
                 return Err(Waiting(CpuIndex(cpu as u16)));
             }
         }

@@ -224,7 +224,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             FaultAddress::Unknown => Where::Unknown,
             FaultAddress::NeedsTranslation { va } => {
                 // Fails if another vCPU has changed the guest's tables meanwhile: then the access is tried again.
-                let par = self.tree.mmu.arch.translate_stage1(va, Stage1Access::Read);
+                let arch = &self.tree.mmu.arch;
+                let par = arch.in_guest_regime(|| arch.translate_stage1(va, Stage1Access::Read));
                 Par::new(par).ipa(va).map_or(Where::Retry, Where::At)
             }
         }

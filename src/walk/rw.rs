@@ -24,7 +24,6 @@ use crate::memory::{Guarded, OwnTables, Place, SpareTable, TableMemory, TableSta
 use crate::quiescence::Reader;
 use crate::sync::{MutexGuard, Ordering, load_owned};
 use crate::tlb::Flushed;
-use crate::twin;
 
 /// How often a walk starts over before it couples locks.
 const OPTIMISTIC_TRIES: usize = 4;
@@ -74,7 +73,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
         for _ in 0..OPTIMISTIC_TRIES {
             let found = descend(self.tree, self.section, ipa, stop)?;
             let guarded = found.table.page.meta.lock();
-            if !twin::RECHECK || found.parent.is_none_or(|parent| parent.is_unchanged()) {
+            if found.parent.is_none_or(|parent| parent.is_unchanged()) {
                 return self.admit(ipa, found, guarded);
             }
             drop(guarded);
@@ -116,7 +115,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
         found: Position<'r>,
         guarded: MutexGuard<'r, Guarded>,
     ) -> Result<Locked<'r, 'h, A, M>, Corrupt> {
-        if found.table.is_at(self.tree, ipa) || !twin::RECHECK {
+        if found.table.is_at(self.tree, ipa) {
             Ok(Locked { tree: self.tree, table: found.table, guarded, index: found.index })
         } else {
             drop(guarded);
@@ -232,11 +231,6 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
             return Err(Kept::InUse);
         }
         let marker = entry.into_marker(Marker::Detached);
-        if !twin::CHILD_LOCK {
-            drop(below);
-            self.replace(index, marker);
-            return Ok(UnlinkedTable(child));
-        }
         page.meta.set_state(TableState::Unlinked);
         self.replace(index, marker);
         // Not before: a walk that is still on its way here takes a table without owner for another's, if its parent is unchanged.

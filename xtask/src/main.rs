@@ -1,7 +1,7 @@
 //! `cargo xtask`: builds the EL2 images, boots them under QEMU, checks the whole project.
 //!
 //! Every command ends in one of two ways: exit code 0, or one line that begins `error:` and exit
-//! code 1. A new command (a benchmark, a trace, mutants) is a module under `commands`, with its
+//! code 1. A new command (a benchmark, a trace) is a module under `commands`, with its
 //! own clap arguments, and one arm in [`main`].
 
 mod cargo;
@@ -10,6 +10,7 @@ mod commands;
 mod guest;
 mod job;
 mod machine;
+mod mutants;
 mod prerequisites;
 mod process;
 mod progress;
@@ -40,6 +41,8 @@ enum Command {
     Run(run::Arguments),
     /// Check everything: format, lints, documentation, tests on the host and on the machine.
     Test(test::Arguments),
+    /// Seed bugs into the library, one at a time: a named check must find each.
+    Mutants(commands::mutants::Arguments),
     /// Run the Debian guest again and again, on several CPU models.
     Soak(soak::Arguments),
     /// Check what the images do to tables and TLBs, as a plugin of QEMU's tells it.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Mutants(arguments) => commands::mutants::run(&workspace, &arguments),
         Command::Soak(arguments) => soak::run(&workspace, &arguments),
         Command::Trace(arguments) => trace_command::run(&workspace, &arguments),
     };

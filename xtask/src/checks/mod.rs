@@ -4,6 +4,7 @@ mod host;
 mod libtest;
 mod loom;
 mod msrv;
+mod mutants;
 mod runner;
 pub(crate) mod shuttle;
 mod target;
@@ -70,13 +71,9 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("minimum Rust version", msrv::check),
         step("tests, host", host::tests),
         step("loom", loom::protocol),
+        step("shuttle", shuttle::schedules),
+        step("mutants, one a rule", mutants::slice),
     ];
-    steps.push(step("shuttle", shuttle::schedules));
-    for twin in &loom::TWINS {
-        steps.push(step(format!("loom, {} (must fail)", twin.removed), |context, log| {
-            loom::twin_must_fail(context, log, twin)
-        }));
-    }
     for cpu in CPUS {
         steps.push(step(format!("claims on {cpu}"), move |context, log| target::claims(context, log, cpu)));
     }
