@@ -158,7 +158,7 @@ const S2AP_WRITE: u64 = 1 << 7;
 
 impl Stores {
     /// One pass over the entries after the other; `stored` says to which the guest has.
-    fn go_on(&self, entries: &[&AtomicU64], stored: &[AtomicBool]) {
+    fn go_on(&self, entries: &[&stage2::dirty::Word], stored: &[AtomicBool]) {
         let mut first = 0;
         while !self.over.load(Ordering::Acquire) {
             if !self.running.load(Ordering::Acquire) {
@@ -207,7 +207,7 @@ fn write_permission_is_taken_also_where_the_hardware_has_just_set_a_bit_and_that
     let (reader, whole) = (reader(mmu, 0), range(0, PAGES * PAGE));
     map(&guest, &reader, 0, PAGES * PAGE);
     let table = path(&guest, &reader, Ipa::new(0))[2].1;
-    let entries: Vec<&AtomicU64> = (0..PAGES).map(|page| word(mmu.memory(), table, page as usize)).collect();
+    let entries: Vec<&stage2::dirty::Word> = (0..PAGES).map(|page| word(mmu.memory(), table, page as usize)).collect();
     let stored: Vec<AtomicBool> = (0..PAGES).map(|_| AtomicBool::new(false)).collect();
     let hardware = Stores::default();
     let (mut wrong, mut both) = (None, 0);
