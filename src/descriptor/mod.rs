@@ -219,6 +219,13 @@ impl Descriptor {
         if content == 0 { Self::NONE } else { Self(content | VALID) }
     }
 
+    /// Of a block, the leaf of the level below, `child`, at `offset` from its beginning.
+    #[inline(always)]
+    pub const fn part(self, child: Level, offset: u64) -> Self {
+        let page = if matches!(child, Level::L3) { TABLE_OR_PAGE } else { 0 };
+        Self((self.0 | page).wrapping_add(offset))
+    }
+
     /// Whether the page was written since it was last cleaned. True of markers too.
     #[inline(always)]
     pub const fn is_dirty(self) -> bool {

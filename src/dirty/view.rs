@@ -50,7 +50,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let level = found.table.level;
         let base = match found.value.kind(level) {
             Kind::Page(base) | Kind::Block(base) => base,
-            Kind::Marker(Marker::Removing | Marker::Claimed) => found.value.address(),
+            Kind::Marker(Marker::Removing | Marker::Claimed | Marker::Breaking) => found.value.address(),
             _ => return Ok(None),
         };
         let pa = base.offset(page.raw() & (M::Granule::entry_size(level) - 1));
