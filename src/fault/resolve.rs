@@ -208,6 +208,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort)));
         }
         let found = self.read_only(reader).find(page).map_err(FaultError::Corrupt)?;
+        if found.is_behind_marker() {
+            return Ok(Outcome::Retry);
+        }
         match need.judge(found.value, found.table.level) {
             Verdict::Missing => self.page_in(reader, backing, abort, need, attributes, seen),
             Verdict::Passes => Ok(self.spurious(reader, need)),

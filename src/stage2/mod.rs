@@ -3,6 +3,7 @@
 //! [`Stage2`] is shared by all CPUs (`&Stage2`); each operation borrows the calling CPU's [`Reader`]. Operations on ranges
 //! take one table's lock at a time, from low to high addresses.
 
+mod collapse;
 mod load;
 mod map;
 mod protect;
@@ -11,6 +12,7 @@ mod root;
 mod split;
 mod unmap;
 
+pub use collapse::CollapseError;
 pub use load::{LoadError, Loaded, RunError};
 pub use map::{MapCause, MapError};
 pub use protect::ProtectError;

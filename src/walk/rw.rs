@@ -38,7 +38,7 @@ pub(crate) struct ReadWrite<'r, 'h, A: Arch, M: TableMemory> {
 
 /// A table, locked and revalidated: the right to store to it.
 pub(crate) struct Locked<'r, 'h, A: Arch, M: TableMemory> {
-    tree: &'r Tree<'h, A, M>,
+    pub(super) tree: &'r Tree<'h, A, M>,
     table: Table<'r>,
     guarded: MutexGuard<'r, Guarded>,
     /// The entry the walk was for.
@@ -235,7 +235,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
     }
 
     /// A frozen root has neither holes nor tables: whatever could be linked there would run.
-    fn is_frozen_root(&self) -> bool {
+    pub(super) fn is_frozen_root(&self) -> bool {
         self.level() == self.tree.geometry.start_level() && self.tree.frozen.load(Ordering::Acquire)
     }
 

@@ -247,3 +247,77 @@ fn a_block_in_a_frozen_root_is_split_without_letting_the_guest_run() {
         assert!(there.may(0, Access::Load));
     });
 }
+
+#[test]
+fn what_was_split_is_joined_again_and_its_tables_go_back() {
+    for (features, seed) in machines() {
+        for largest in [Level::L1, Level::L2] {
+            let scene = blocks(features, seed, largest);
+            let before = scene.mmu.memory().live();
+            scene.on(1, |there| {
+                scene.on(0, |here| {
+                    scene.guest.split(&here.reader, range(0, 6 * TABLE)).unwrap();
+                    let _there = scene.model.cpu(1);
+                    for page in [3, 600, 5 * 512 + 511] {
+                        there.accesses(page, Access::Store);
+                        there.accesses(page + 1 - page % 2, Access::Fetch);
+                    }
+                    drop(_there);
+                    let expected = if largest == Level::L1 { 7 } else { 6 };
+                    assert_eq!(scene.guest.collapse(&here.reader, range(0, GIB)).unwrap(), expected);
+                    assert_eq!(scene.guest.collapse(&here.reader, range(0, GIB)).unwrap(), 0);
+                    assert_eq!(level_of(&scene, here, 5 * PAGE), Some(largest));
+                    assert!(scene.guest.query(&here.reader, Ipa::new(0)).unwrap().unwrap().dirty);
+                });
+                for page in [3, 600, 5 * 512 + 511] {
+                    there.accesses(page, Access::Store);
+                }
+            });
+            let _cpu = scene.model.cpu(0);
+            let mut reader = reader(scene.mmu, 0);
+            reader.quiescent();
+            scene.guest.reclaim(&reader, 64).unwrap();
+            assert_eq!(scene.mmu.memory().live(), before);
+        }
+    }
+}
+
+#[test]
+fn a_table_is_not_joined_over_a_hole_another_frame_another_permission_or_a_taken_one() {
+    type Spoil = fn(&Scene, &Running<'_>);
+    let spoils: [Spoil; 4] = [
+        |scene, here| drop(scene.guest.unmap(&here.reader, range(9 * PAGE, PAGE)).unwrap()),
+        |scene, here| {
+            drop(scene.guest.unmap(&here.reader, range(9 * PAGE, PAGE)).unwrap());
+            let elsewhere = Pa::new(BLOCKS + 2 * GIB);
+            let attributes = Attributes::normal(Permissions::RWX);
+            scene.guest.map(&here.reader, range(9 * PAGE, PAGE), elsewhere, attributes, Content::New).unwrap();
+        },
+        |scene, here| scene.guest.protect(&here.reader, range(9 * PAGE, PAGE), Permissions::R).unwrap(),
+        |scene, here| scene.guest.write_protect(&here.reader, range(9 * PAGE, PAGE)).unwrap(),
+    ];
+    for spoil in spoils {
+        let scene = blocks(rich(), 1, Level::L2);
+        scene.on(1, |there| {
+            scene.on(0, |here| {
+                scene.guest.split(&here.reader, range(0, 2 * TABLE)).unwrap();
+                spoil(&scene, here);
+                assert_eq!(scene.guest.collapse(&here.reader, range(0, GIB)).unwrap(), 1, "the other table alone");
+            });
+            there.accesses(4, Access::Store);
+            there.accesses(512 + 9, Access::Store);
+        });
+    }
+}
+
+#[test]
+fn what_is_logged_is_joined_only_when_the_log_is_off() {
+    let scene = blocks(rich(), 1, Level::L2);
+    scene.on(0, |here| {
+        let log = scene.guest.start_logging(&here.reader, Initial::Clean).unwrap();
+        scene.guest.split(&here.reader, range(0, LOGGED * PAGE + 2 * TABLE)).unwrap();
+        assert_eq!(scene.guest.collapse(&here.reader, range(0, GIB)).unwrap(), 2, "what no log covers");
+        log.stop();
+        assert_eq!(scene.guest.collapse(&here.reader, range(0, GIB)).unwrap(), LOGGED / 512);
+    });
+}
