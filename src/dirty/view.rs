@@ -51,7 +51,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let base = match found.value.kind(level) {
             Kind::Page(base) | Kind::Block(base) => base,
             // Of what is claimed the grace period may have begun: a section that begins now does not hold it up.
-            Kind::Marker(Marker::Removing) => found.value.address(),
+            Kind::Marker(Marker::Removing | Marker::Breaking) => found.value.address(),
             _ => return Ok(None),
         };
         let pa = base.offset(page.raw() & (M::Granule::entry_size(level) - 1));

@@ -108,10 +108,10 @@ impl TableMeta {
         core::ptr::from_ref(&self.guarded).addr()
     }
 
-    /// Makes it the table at `place` in the tree of `owner`, with nothing in it, before it is linked there.
-    pub(crate) fn adopt(&self, owner: TreeId, place: Place) {
+    /// Makes it the table at `place` in the tree of `owner`, with so many entries in it, before it is linked there.
+    pub(crate) fn adopt(&self, owner: TreeId, place: Place, occupied: u16) {
         let mut guarded = self.lock();
-        guarded.occupied = 0;
+        guarded.occupied = occupied;
         self.place.store(place.packed(), Ordering::Relaxed);
         self.owner.store(owner.0, Ordering::Release);
         drop(guarded);

@@ -97,6 +97,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         settle: impl FnOnce(IpaRange, &Flushed) -> Result<Unmapped, Corrupt>,
     ) -> Result<Unmapped, UnmapError> {
         self.check(reader, range).map_err(UnmapError::Argument)?;
+        self.prepare_ends(reader, range)?;
         self.tree.changes.count(range);
         let mut gather = Gather::new(&self.tree, reader);
         let marked = self.mark(reader, range, &mut gather);
@@ -141,8 +142,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                         continue;
                     }
                     Kind::Marker(Marker::Frozen) if old.from_marker().is_none() => continue,
-                    Kind::Page(_) | Kind::Block(_) => ChangeCause::PartOfBlock,
-                    Kind::Marker(_) => ChangeCause::Retry,
+                    // A block that came since its ends were split.
+                    Kind::Page(_) | Kind::Block(_) | Kind::Marker(_) => ChangeCause::Retry,
                     Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
                 };
                 gather.leaves(part, level);

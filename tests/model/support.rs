@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use stage2::addr::{Ipa, IpaRange, Pa};
+use stage2::addr::{Ipa, IpaRange, Level, Pa};
 use stage2::cpu::{CpuIndex, CpuSlot};
 use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, DirtyBitmap, DirtyLog, Word};
@@ -89,10 +89,15 @@ pub(crate) const LOGGED: u64 = 4 * 512;
 
 impl Scene {
     pub(crate) fn new(features: Features, seed: u64) -> Self {
+        Self::with_largest_leaf(features, seed, Level::LEAF)
+    }
+
+    /// With blocks up to those of `level`.
+    pub(crate) fn with_largest_leaf(features: Features, seed: u64, level: Level) -> Self {
         let model = ModelMmu::new::<Granule4K>(4, seed);
-        let mmu = machine(&model, 4, 32, features);
+        let mmu = machine(&model, 4, 64, features);
         let _cpu = model.cpu(0);
-        let guest = Box::leak(Box::new(guest(mmu, features, LOGGED)));
+        let guest = Box::leak(Box::new(guest(mmu, features, LOGGED).with_largest_leaf(level)));
         Self { model, mmu, guest, frames: Frames::default() }
     }
 
@@ -107,8 +112,9 @@ impl Scene {
     /// Unmaps `range` as CPU 0 and gives the frames back, each once its page has another one.
     pub(crate) fn unmap(&self, reader: &Reader<'_>, range: IpaRange) -> u64 {
         let release = |removed: stage2::stage2::Removed<'_>| {
-            self.model.free_frame(*removed.frame.peek(), PAGE);
-            self.frames.set(removed.ipa, self.frames.fresh());
+            let bytes = Granule4K::entry_size(removed.level);
+            self.model.free_frame(*removed.frame.peek(), bytes);
+            (0..bytes / PAGE).for_each(|page| self.frames.set(removed.ipa.offset(page * PAGE), self.frames.fresh()));
         };
         self.guest.unmap_with(reader, range, release).unwrap().leaves
     }

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 
 use shuttle::thread;
+use stage2::addr::Level;
 use stage2::dirty::Initial;
 
 use crate::scene::*;
 
 /// A harvester, on CPU 0, next to what the others do; at the end the replica is what the guest has.
-fn harvested(others: impl Fn(&Scene<'_, '_>, u16) + Send + Sync) {
-    with_guest(|scene| {
+pub(crate) fn harvested(largest: Level, others: impl Fn(&Scene<'_, '_>, u16) + Send + Sync) {
+    with_guest_of(largest, |scene| {
         let mut replica = [0; PAGES as usize];
         let (_seat, mut reader) = scene.sit(0);
         let mut log = scene.guest.start_logging(&reader, Initial::Clean).unwrap();
@@ -31,7 +32,7 @@ fn harvested(others: impl Fn(&Scene<'_, '_>, u16) + Send + Sync) {
     });
 }
 
-fn moves(scene: &Scene<'_, '_>, cpu: u16) {
+pub(crate) fn moves(scene: &Scene<'_, '_>, cpu: u16) {
     let (_seat, mut reader) = scene.sit(cpu);
     let moved = RefCell::default();
     for _ in 0..2 {
@@ -44,7 +45,7 @@ fn moves(scene: &Scene<'_, '_>, cpu: u16) {
 #[test]
 fn a_replica_kept_from_the_log_is_what_two_guests_have_stored() {
     explore(|| {
-        harvested(|scene, cpu| match cpu {
+        harvested(Level::LEAF, |scene, cpu| match cpu {
             1 | 2 => scene.run_guest(cpu, 3),
             _ => {}
         });
@@ -54,7 +55,7 @@ fn a_replica_kept_from_the_log_is_what_two_guests_have_stored() {
 #[test]
 fn a_replica_holds_while_pages_are_moved_and_tables_freed() {
     explore(|| {
-        harvested(|scene, cpu| match cpu {
+        harvested(Level::LEAF, |scene, cpu| match cpu {
             1 | 2 => scene.run_guest(cpu, 3),
             _ => moves(scene, cpu),
         });
@@ -64,7 +65,7 @@ fn a_replica_holds_while_pages_are_moved_and_tables_freed() {
 #[test]
 fn two_movers_of_the_same_pages_move_each_once() {
     explore(|| {
-        harvested(|scene, cpu| match cpu {
+        harvested(Level::LEAF, |scene, cpu| match cpu {
             1 => scene.run_guest(cpu, 4),
             _ => moves(scene, cpu),
         });

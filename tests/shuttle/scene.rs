@@ -8,10 +8,11 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::{check_pct, check_random, thread};
-use stage2::addr::{Ipa, IpaRange, Pa};
+use stage2::addr::{Ipa, IpaRange, Level, Pa};
 use stage2::cpu::{CpuIndex, CpuSlot};
 use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, DirtyBitmap, DirtyLog, Word};
+use stage2::error::{ChangeCause, RangeError};
 use stage2::fault::{Backing, Outcome, Page, Region, Unavailable};
 use stage2::geometry::{Features, Geometry, GranuleTiny, IdRegisters};
 use stage2::model::{ModelMemory, ModelMmu, Seat, Through};
@@ -24,12 +25,14 @@ pub(crate) type Machine<'h> = Mmu<'h, ModelMmu, Memory>;
 pub(crate) type Guest<'h> = Stage2<'h, ModelMmu, Memory>;
 
 pub(crate) const PAGE: u64 = 4096;
+/// Bytes of a block: all of a leaf table.
+const BLOCK: u64 = 2 * PAGE;
 /// Pages of the guest: two leaf tables of two.
 pub(crate) const PAGES: u64 = 4;
 /// CPUs of a machine.
 pub(crate) const CPUS: usize = 4;
 /// Table pages: the root, the leaf tables, and some to be in between.
-const TABLES: usize = 5;
+const TABLES: usize = 12;
 const FRAMES: u64 = 0x10_0000;
 /// Schedules per test, of each kind.
 const SCHEDULES: usize = 400;
@@ -69,12 +72,17 @@ pub(crate) fn with_machine(narrow: bool, tables: usize, body: impl FnOnce(&Model
     model.assert_nothing_leaked();
 }
 
-/// A machine with one guest that is being logged in `log`, and what belongs to it.
+/// A machine with one guest that has a log, and what belongs to it.
 pub(crate) fn with_guest(body: impl FnOnce(&Scene<'_, '_>)) {
+    with_guest_of(Level::LEAF, body);
+}
+
+/// The same, with leaves up to those of this level.
+pub(crate) fn with_guest_of(largest: Level, body: impl FnOnce(&Scene<'_, '_>)) {
     with_machine(false, TABLES, |model, mmu| {
         let log = [Word::new(0)];
         let log = DirtyBitmap { base: Ipa::new(0), words: &log };
-        let guest = Stage2::new(mmu, Geometry::tiny(2, 0).unwrap(), Some(log)).unwrap();
+        let guest = Stage2::new(mmu, Geometry::tiny(2, 0).unwrap(), Some(log)).unwrap().with_largest_leaf(largest);
         let scene = Scene { model, mmu, guest: &guest, book: Book::default() };
         body(&scene);
         // Only what the scene itself borrows is left.
@@ -105,16 +113,23 @@ pub(crate) struct Book {
 }
 
 impl Book {
-    fn fresh(&self) -> Pa {
+    /// Frames that were never used: of a page, or of a block of two.
+    fn fresh(&self, bytes: u64) -> Pa {
         let mut used = self.used.lock().unwrap();
-        *used += 1;
-        Pa::new(FRAMES + *used * PAGE)
+        let frame = (FRAMES + *used).next_multiple_of(bytes);
+        *used = frame + bytes - FRAMES;
+        Pa::new(frame)
+    }
+
+    fn put(&self, ipa: Ipa, frame: Pa, bytes: u64) {
+        let mut frames = self.frames.lock().unwrap();
+        frames.extend((0..bytes).step_by(PAGE as usize).map(|at| (ipa.raw() + at, frame.offset(at))));
     }
 
     pub(crate) fn frame(&self, ipa: Ipa) -> Pa {
         let known = self.frames.lock().unwrap().get(&ipa.raw()).copied();
         known.unwrap_or_else(|| {
-            let fresh = self.fresh();
+            let fresh = self.fresh(PAGE);
             *self.frames.lock().unwrap().entry(ipa.raw()).or_insert(fresh)
         })
     }
@@ -135,6 +150,20 @@ impl Backing for Book {
     }
 
     fn unused(&self, _ipa: Ipa, _page: Page) {}
+
+    /// The two pages have neighbouring frames, or none yet.
+    fn block(&self, block: IpaRange, _write: bool) -> Option<Page> {
+        let fresh = self.fresh(BLOCK);
+        let mut frames = self.frames.lock().unwrap();
+        let (first, second) = (block.start().raw(), block.start().raw() + PAGE);
+        if !frames.contains_key(&first) && !frames.contains_key(&second) {
+            frames.insert(first, fresh);
+            frames.insert(second, fresh.offset(PAGE));
+        }
+        let (first, second) = (*frames.get(&first)?, *frames.get(&second)?);
+        let fits = first.raw().is_multiple_of(BLOCK) && second == first.offset(PAGE);
+        fits.then_some(Page { frame: first, content: Content::Unchanged })
+    }
 }
 
 pub(crate) fn pages(first: u64, count: u64) -> IpaRange {
@@ -211,13 +240,21 @@ impl<'h> Scene<'_, 'h> {
     pub(crate) fn move_pages(&self, reader: &Reader<'h>, moved: &RefCell<Vec<Quiescing<'h, Pa>>>) {
         const POISON: u64 = 0xdead;
         let release = |removed: tree::Removed<'h>| {
-            let (old, new) = (*removed.frame.peek(), self.book.fresh());
-            self.model.free_frame(old, PAGE);
-            self.model.fill(new, self.model.content(old));
-            self.book.frames.lock().unwrap().insert(removed.ipa.raw(), new);
+            let bytes = if removed.level == Level::LEAF { PAGE } else { BLOCK };
+            let (old, new) = (*removed.frame.peek(), self.book.fresh(bytes));
+            self.model.free_frame(old, bytes);
+            for at in (0..bytes).step_by(PAGE as usize) {
+                self.model.fill(new.offset(at), self.model.content(old.offset(at)));
+            }
+            self.book.put(removed.ipa, new, bytes);
             moved.borrow_mut().push(removed.frame);
         };
-        self.guest.unmap_with(reader, any_pages(), release).unwrap();
+        match self.guest.unmap_with(reader, any_pages(), release) {
+            Ok(_) => {}
+            // A block there is being split or joined.
+            Err(RangeError::Stopped(stopped)) if stopped.cause == ChangeCause::Retry => {}
+            Err(error) => panic!("{error}"),
+        }
         let waiting = moved.take();
         for frame in waiting {
             match frame.poll() {
