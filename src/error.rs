@@ -127,8 +127,8 @@ impl<Cause: core::error::Error> core::error::Error for RangeError<Cause> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum ChangeCause {
-    /// The range covers a part of a block.
-    PartOfBlock,
+    /// The range covers a part of a block, and there is no table to split it into.
+    OutOfTables,
     /// Something there is being changed by another CPU. Try again from there.
     Retry,
     /// The tree is corrupt.
@@ -144,7 +144,7 @@ impl From<Corrupt> for ChangeCause {
 impl fmt::Display for ChangeCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PartOfBlock => f.write_str("the range covers a part of a block"),
+            Self::OutOfTables => f.write_str("there is no table to split a block into"),
             Self::Retry => f.write_str("another CPU is changing it, try again"),
             Self::Corrupt(_) => f.write_str("the tree is corrupt"),
         }

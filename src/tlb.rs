@@ -107,6 +107,12 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
         }
     }
 
+    /// The table entry over `range` was removed, and with it all that is below.
+    #[inline]
+    pub(crate) fn subtree(&mut self, range: IpaRange) {
+        self.add(Removed { range, leaf: None });
+    }
+
     /// Anything may have been removed.
     pub(crate) fn everything(&mut self) {
         self.everything = true;

@@ -5,73 +5,23 @@
 //! at each test.
 #![cfg(loom)]
 
+#[path = "support/loom_backing.rs"]
+mod backing;
 #[path = "support/loom_hardware.rs"]
 mod hardware;
+#[path = "support/loom_harvest.rs"]
+mod harvest;
 #[path = "support/loom.rs"]
 mod scene;
 
-use hardware::{Hardware, SameFrame, guest_stores};
-use loom::sync::atomic::Ordering;
-use scene::{Memory, READ_WRITE, Scene, Setting, explore, frame, page, pages};
-use stage2::Reader;
-use stage2::dirty::{Content, DirtyLog, Initial};
-
-type Log = DirtyLog<'static, 'static, Hardware, Memory>;
-
-/// A scene with page 0 mapped and logging on, and what the harvester has copied of the page.
-struct Harvester {
-    scene: &'static Scene<Hardware>,
-    log: Log,
-    replica: u64,
-}
-
-impl Harvester {
-    fn new(scene: &'static Scene<Hardware>) -> Self {
-        let guest = scene.guest();
-        let log = scene.alone(|reader| {
-            guest.map(reader, pages(0, 1), frame(0), READ_WRITE, Content::New).expect("nothing is mapped");
-            guest.start_logging(reader, Initial::Clean).expect("it is off")
-        });
-        Self { scene, log, replica: 0 }
-    }
-
-    /// Scan, rearm, and only then copy.
-    fn harvest(&mut self, reader: &Reader<'_>) {
-        let mut dirty = [0];
-        self.log.scan(reader, pages(0, 2), &mut dirty).expect("the tree is sound");
-        let _rearmed = self.log.rearm(reader, pages(0, 2), &dirty).expect("the tree is sound");
-        if dirty[0] & 1 == 0 {
-            return;
-        }
-        let guest = self.scene.guest();
-        match guest.view(reader, page(0)).expect("the tree is sound") {
-            Some(view) => self.replica = self.scene.mmu.arch().content(view.pa()).load(Ordering::Relaxed),
-            None => guest.mark_dirty(pages(0, 1)).expect("it is of the guest"),
-        }
-    }
-
-    /// The last harvest, when nothing goes on any more: the replica is what the page holds.
-    fn ends_with_an_equal_replica(mut self) {
-        self.scene.alone(|reader| {
-            self.harvest(reader);
-            let mapping = self.scene.guest().query(reader, page(0)).expect("the tree is sound").expect("it is mapped");
-            let content = self.scene.mmu.arch().content(mapping.pa).load(Ordering::Relaxed);
-            assert_eq!(self.replica, content, "no store is in neither harvest");
-        });
-    }
-}
-
-/// The guest has stored to page 0, so that its TLB lets stores pass.
-fn page_0_is_in_the_tlb(scene: &'static Scene<Hardware>) {
-    scene.alone(|reader| {
-        let loaded = scene.guest().load(reader).expect("nothing is loaded");
-        assert!(guest_stores(scene.mmu, &loaded, reader, &SameFrame, page(0), 1));
-    });
-}
+use backing::SameFrame;
+use hardware::{Hardware, guest_stores};
+use harvest::{Harvester, page_0_is_in_the_tlb};
+use scene::{Scene, Setting, explore, page, pages};
 
 #[test]
 fn a_store_that_faults_is_in_this_harvest_or_in_the_next() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let mut harvester = Harvester::new(scene);
         let guest = scene.on_cpu(1, move |reader| {
             let loaded = scene.guest().load(reader).expect("nothing is loaded");
@@ -85,7 +35,7 @@ fn a_store_that_faults_is_in_this_harvest_or_in_the_next() {
 
 #[test]
 fn a_store_through_the_tlb_is_in_this_harvest_or_in_the_next() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let mut harvester = Harvester::new(scene);
         page_0_is_in_the_tlb(scene);
         let guest = scene.on_cpu(1, move |reader| {

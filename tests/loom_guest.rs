@@ -4,23 +4,22 @@
 //! VMID's entries are of. Explored as in `loom_protocol.rs`, with the bounds stated at each test.
 #![cfg(loom)]
 
+#[path = "support/loom_backing.rs"]
+mod backing;
 #[path = "support/loom_hardware.rs"]
 mod hardware;
 #[path = "support/loom.rs"]
 mod scene;
 
-use hardware::{Fault, Hardware, SameFrame, guest_stores, syndrome};
-use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU64, Ordering};
-use scene::{READ_WRITE, Scene, Setting, explore, frame, map, mapped, page, pages};
-use stage2::Ipa;
+use backing::{Moving, SameFrame};
+use hardware::{Fault, Hardware, guest_stores, syndrome};
+use loom::sync::atomic::Ordering;
+use scene::{Scene, Setting, explore, frame, map, mapped, page, pages};
 use stage2::arch::Arch;
-use stage2::dirty::Content;
-use stage2::fault::{Backing, Page, Region, Unavailable};
 
 #[test]
 fn a_frame_is_handed_back_when_no_tlb_leads_to_it_any_more() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let guest = scene.guest();
         scene.alone(|reader| map(guest, reader, 0, 0)).expect("nothing is mapped");
         let user = scene.on_cpu(1, move |reader| {
@@ -99,7 +98,7 @@ fn once_a_freeze_has_settled_the_guest_changes_nothing_until_the_thaw() {
 
 #[test]
 fn a_fault_never_maps_into_a_table_that_is_no_longer_linked() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let guest = scene.guest();
         scene.empty_table_about_to_be_unlinked();
         let user = scene.on_cpu(1, move |reader| {
@@ -120,31 +119,13 @@ fn a_fault_never_maps_into_a_table_that_is_no_longer_linked() {
     });
 }
 
-/// A backing that moves the content of page 0 from frame to frame.
-#[derive(Clone)]
-struct Moving {
-    home: Arc<AtomicU64>,
-}
-
-impl Backing for Moving {
-    fn region(&self, _ipa: Ipa) -> Region {
-        Region::Memory(READ_WRITE)
-    }
-
-    fn page(&self, _ipa: Ipa, _write: bool) -> Result<Page, Unavailable> {
-        Ok(Page { frame: frame(self.home.load(Ordering::Acquire)), content: Content::Unchanged })
-    }
-
-    fn unused(&self, _ipa: Ipa, _page: Page) {}
-}
-
 /// The fault has found nothing and asked the backing; then the page is mapped by another, moved and unmapped, and the entry is as
 /// empty as it was.
 #[test]
 fn a_fault_never_maps_a_frame_that_the_content_has_moved_away_from() {
-    explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
+    explore(Setting::new(3, 2), |scene: &'static Scene<Hardware>| {
         let guest = scene.guest();
-        let backing = Moving { home: Arc::new(AtomicU64::new(0)) };
+        let backing = Moving::new();
         let faulting = backing.clone();
         let user = scene.on_cpu(1, move |reader| {
             let loaded = guest.load(reader).expect("nothing is loaded");
@@ -154,19 +135,13 @@ fn a_fault_never_maps_a_frame_that_the_content_has_moved_away_from() {
             // The one fault or the other is first.
             let _ = map(guest, reader, 0, 0);
             guest
-                .unmap_with(reader, pages(0, 1), |removed| {
-                    let hardware = scene.mmu.arch();
-                    let content = hardware.content(*removed.frame.peek()).load(Ordering::Relaxed);
-                    hardware.content(frame(2)).store(content, Ordering::Relaxed);
-                    backing.home.store(2, Ordering::Release);
-                })
+                .unmap_with(reader, pages(0, 1), |removed| backing.carry(scene.mmu.arch(), &removed, 2))
                 .expect("unmap cannot fail");
         });
         user.join().expect("no panic");
-        let home = frame(backing.home.load(Ordering::Acquire));
         scene.alone(|reader| {
             if let Some(mapped) = mapped(guest, reader, 0) {
-                assert_eq!(mapped, home);
+                assert_eq!(mapped, backing.home());
             }
         });
     });

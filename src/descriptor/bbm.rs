@@ -61,7 +61,14 @@ mod tests {
         let table = Descriptor::table(FRAME);
         for (valid, level) in [(page, Level::L3), (table, Level::L2), (leaf(Level::L2, FRAME, NORMAL), Level::L2)] {
             assert!(!either_way(valid, Descriptor::NONE, level));
-            for why in [Marker::Frozen, Marker::Breaking, Marker::Removing, Marker::Claimed, Marker::Detached] {
+            for why in [
+                Marker::Frozen,
+                Marker::Breaking,
+                Marker::Removing,
+                Marker::Claimed,
+                Marker::Detached,
+                Marker::Collapsing,
+            ] {
                 assert!(!either_way(valid, valid.into_marker(why), level));
             }
         }

@@ -77,6 +77,8 @@ pub enum Marker {
     /// An empty table was taken out here and some walk cache may still lead to it: nothing is mapped, and another table
     /// follows only after the flush.
     Detached = 5,
+    /// The table behind it is being collapsed to a block: for software everything below is as it was.
+    Collapsing = 6,
 }
 
 /// What a descriptor is, given the level it was found at.
@@ -150,12 +152,16 @@ impl Descriptor {
         }
     }
 
-    /// The table it points to, in a table of `level`; a table behind a [`Marker::Frozen`] too: software goes on
-    /// looking where the hardware must not.
+    /// The table it points to, in a table of `level`; a table behind a [`Marker::Frozen`] or a [`Marker::Collapsing`] too:
+    /// software goes on looking where the hardware must not.
     #[inline(always)]
     pub const fn next_table(self, level: Level) -> Option<Pa> {
-        let through = self.0 & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE
-            || self.0 & (MARKER | TABLE_OR_PAGE) == (Marker::Frozen as u64) << MARKER_SHIFT | TABLE_OR_PAGE;
+        let is_behind = match self.marker() {
+            Some(Marker::Frozen | Marker::Collapsing) => true,
+            Some(_) => false,
+            None => self.is_valid(),
+        };
+        let through = is_behind && self.0 & TABLE_OR_PAGE != 0;
         if through && !matches!(level, Level::L3) { Some(self.address()) } else { None }
     }
 
@@ -183,6 +189,7 @@ impl Descriptor {
             3 => Some(Marker::Removing),
             4 => Some(Marker::Claimed),
             5 => Some(Marker::Detached),
+            6 => Some(Marker::Collapsing),
             _ => None,
         }
     }
@@ -217,6 +224,43 @@ impl Descriptor {
     pub const fn from_marker(self) -> Self {
         let content = self.0 & !MARKER;
         if content == 0 { Self::NONE } else { Self(content | VALID) }
+    }
+
+    /// Of a block, the leaf of the level below, `child`, at `offset` from its beginning.
+    #[inline(always)]
+    pub const fn part(self, child: Level, offset: u64) -> Self {
+        let page = if matches!(child, Level::L3) { TABLE_OR_PAGE } else { 0 };
+        Self((self.0 | page).wrapping_add(offset))
+    }
+
+    /// Of the first of a table's leaves, the block that all of them make.
+    #[inline(always)]
+    pub const fn whole(self) -> Self {
+        Self(self.0 & !TABLE_OR_PAGE)
+    }
+
+    /// The block `self`, accessed if `leaf`, a part of it, is, and dirty if that is.
+    #[inline(always)]
+    pub const fn joined_with(self, leaf: Self) -> Self {
+        let joined = Self(self.0 | leaf.0 & AF);
+        match (leaf.is_dirty(), self.is_writable()) {
+            (false, _) => joined,
+            (true, true) => joined.with_dirty(),
+            (true, false) => Self(joined.0 | SOFT_DIRTY),
+        }
+    }
+
+    /// Whether a store faults though the page is writable and dirty: the permission was taken for now.
+    #[inline(always)]
+    pub const fn is_write_protected(self) -> bool {
+        self.is_writable() && self.0 & SOFT_DIRTY != 0
+    }
+
+    /// Whether `next` is the leaf `offset` further on in the same block, but for access flag and dirty state.
+    #[inline(always)]
+    pub const fn continues_as(self, next: Self, offset: u64) -> bool {
+        const STATE: u64 = AF | S2AP_WRITE | SOFT_DIRTY;
+        next.is_valid() && !next.is_write_protected() && self.0.wrapping_add(offset) & !STATE == next.0 & !STATE
     }
 
     /// Whether the page was written since it was last cleaned. True of markers too.
@@ -339,9 +383,11 @@ mod tests {
     }
 
     #[test]
-    fn software_looks_through_a_frozen_table_and_through_no_other_marker() {
+    fn software_looks_through_a_frozen_table_and_one_that_is_collapsing_and_through_no_other_marker() {
         let table = Descriptor::table(Pa::new(0x8000_1000));
-        assert_eq!(table.into_marker(Marker::Frozen).next_table(Level::L1), Some(Pa::new(0x8000_1000)));
+        for why in [Marker::Frozen, Marker::Collapsing] {
+            assert_eq!(table.into_marker(why).next_table(Level::L1), Some(Pa::new(0x8000_1000)));
+        }
         for why in [Marker::Breaking, Marker::Removing, Marker::Claimed] {
             assert_eq!(table.into_marker(why).next_table(Level::L1), None);
         }

@@ -36,8 +36,8 @@ impl FrameView<'_> {
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// The frame of the page of `ipa`, fit to be read by the hypervisor (rule 13: where the guest may look behind the caches they
-    /// are cleaned and invalidated first). A page that is just being removed still has its frame. `None` if nothing is mapped
-    /// there now: a harvester who misses a page gives it back with [`Self::mark_dirty`].
+    /// are cleaned and invalidated first). A page that is just being removed still has its frame, until that is handed over. `None`
+    /// if nothing is mapped there now: a harvester who misses a page gives it back with [`Self::mark_dirty`].
     ///
     /// Locks nothing, invalidates nothing.
     ///
@@ -50,7 +50,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let level = found.table.level;
         let base = match found.value.kind(level) {
             Kind::Page(base) | Kind::Block(base) => base,
-            Kind::Marker(Marker::Removing | Marker::Claimed) => found.value.address(),
+            // Of what is claimed the grace period may have begun: a section that begins now does not hold it up.
+            Kind::Marker(Marker::Removing | Marker::Breaking) => found.value.address(),
             _ => return Ok(None),
         };
         let pa = base.offset(page.raw() & (M::Granule::entry_size(level) - 1));

@@ -18,7 +18,7 @@ pub use syndrome::Syndrome;
 
 use core::fmt;
 
-use crate::addr::{Ipa, Pa};
+use crate::addr::{Ipa, IpaRange, Pa};
 use crate::descriptor::Attributes;
 use crate::dirty::Content;
 
@@ -83,6 +83,19 @@ pub trait Backing {
     /// # Errors
     /// [`Unavailable`].
     fn page(&self, ipa: Ipa, write: bool) -> Result<Page, Unavailable>;
+
+    /// The frame for all of `block`, of the level above the pages', if there is one: aligned to its size, and with one region
+    /// all over it. Asked before [`Self::page`], of trees that may have blocks and where no log is on. Its answer may change when
+    /// that of a page of it may.
+    fn block(&self, block: IpaRange, write: bool) -> Option<Page> {
+        let _ = (block, write);
+        None
+    }
+
+    /// Takes back what [`Self::block`] gave and was not used.
+    fn unused_block(&self, block: IpaRange, page: Page) {
+        let _ = (block, page);
+    }
 
     /// Takes back a page that [`Self::page`] gave and that was not used, since another CPU was first or the guest has lost
     /// something meanwhile.

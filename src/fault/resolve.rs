@@ -10,7 +10,7 @@ use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb, Stage1Access};
 use crate::changes::Seen;
 use crate::descriptor::{Attributes, Descriptor, Kind, Permissions, Xn};
-use crate::error::Corrupt;
+use crate::error::{ChangeCause, Corrupt};
 use crate::fault::decode::Access;
 use crate::geometry::granule::Granule;
 use crate::memory::{OutOfTables, Spares, TableMemory};
@@ -208,6 +208,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort)));
         }
         let found = self.read_only(reader).find(page).map_err(FaultError::Corrupt)?;
+        if found.is_behind_marker() {
+            return Ok(Outcome::Retry);
+        }
         match need.judge(found.value, found.table.level) {
             Verdict::Missing => self.page_in(reader, backing, abort, need, attributes, seen),
             Verdict::Passes => Ok(self.spurious(reader, need)),
@@ -224,7 +227,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             FaultAddress::Unknown => Where::Unknown,
             FaultAddress::NeedsTranslation { va } => {
                 // Fails if another vCPU has changed the guest's tables meanwhile: then the access is tried again.
-                let par = self.tree.mmu.arch.translate_stage1(va, Stage1Access::Read);
+                let arch = &self.tree.mmu.arch;
+                let par = arch.in_guest_regime(|| arch.translate_stage1(va, Stage1Access::Read));
                 Par::new(par).ipa(va).map_or(Where::Retry, Where::At)
             }
         }
@@ -239,8 +243,19 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         Outcome::Resumed
     }
 
-    /// Gives an entry the access flag or the write permission it may have: no break is needed for either.
+    /// Gives an entry the access flag or the write permission it may have: no break is needed for either. A block that is
+    /// logged is split first, so that the store makes no more dirty than its page.
     fn upgrade(&self, reader: &Reader<'_>, abort: &Abort, need: Need, level: Level) -> Result<Outcome, FaultError> {
+        if need.write && level < Level::LEAF && self.logs_pages(need.ipa) {
+            match self.split_block(reader, need.ipa, level) {
+                // The store meets the page next.
+                Ok(()) => return Ok(Outcome::Resumed),
+                Err(ChangeCause::Retry) => return Ok(Outcome::Retry),
+                Err(ChangeCause::Corrupt(corrupt)) => return Err(FaultError::Corrupt(corrupt)),
+                // All of it is dirty then, which is true enough.
+                Err(ChangeCause::OutOfTables) => {}
+            }
+        }
         let mut locked = self.read_write(reader).lock(need.ipa, level).map_err(FaultError::Corrupt)?;
         let (index, level) = (locked.index, locked.level());
         match need.judge(locked.read(index), level) {
@@ -263,7 +278,14 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
     }
 
-    /// Maps a page where there is none.
+    /// Whether the page of `ipa` is told apart from its neighbours by a log that is on.
+    fn logs_pages(&self, ipa: Ipa) -> bool {
+        self.largest_leaf < Level::LEAF
+            && self.log.is_active()
+            && self.logged_range().is_some_and(|logged| logged.contains(ipa))
+    }
+
+    /// Maps a page where there is none, or a block, if the backing has one.
     fn page_in(
         &self,
         reader: &Reader<'_>,
@@ -273,19 +295,55 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         attributes: Attributes,
         seen: Seen,
     ) -> Result<Outcome, FaultError> {
+        if let Some(outcome) = self.block_in(reader, backing, need, attributes, seen)? {
+            return Ok(outcome);
+        }
         let page = match backing.page(need.ipa, need.write) {
             Ok(page) => page,
             Err(Unavailable::Later) => return Ok(Outcome::Retry),
             Err(Unavailable::Never) => return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
         };
-        let outcome = self.install(reader, need, attributes, page, seen);
+        let outcome = self.install(reader, need, Level::LEAF, attributes, page, seen);
         if !matches!(outcome, Ok(Installed::Ours)) {
             backing.unused(need.ipa, page);
         }
+        Ok(self.outcome_of(reader, need, outcome?))
+    }
+
+    /// Maps a block of the level above the pages'; `None` where there is none to be had, or a table in its place. What has changed
+    /// meanwhile ([`Changes`](crate::changes::Changes)) is counted by just that much.
+    fn block_in(
+        &self,
+        reader: &Reader<'_>,
+        backing: &impl Backing,
+        need: Need,
+        attributes: Attributes,
+        seen: Seen,
+    ) -> Result<Option<Outcome>, FaultError> {
+        let Some(level) = Level::LEAF.parent().filter(|&level| self.largest_leaf <= level) else { return Ok(None) };
+        let first = need.ipa.align_down(M::Granule::shift(level));
+        let block = IpaRange::inclusive(first, M::Granule::entry_last(need.ipa, level));
+        let block = block.filter(|&block| self.tree.geometry.contains(block) && !self.logs_pages(need.ipa));
+        let Some(block) = block.filter(|_| level >= self.tree.geometry.start_level()) else { return Ok(None) };
+        if self.keep_reserve(level).is_err() {
+            return Ok(None);
+        }
+        let Some(page) = backing.block(block, need.write) else { return Ok(None) };
+        let outcome = self.install(reader, need, level, attributes, page, seen);
+        if !matches!(outcome, Ok(Installed::Ours)) {
+            backing.unused_block(block, page);
+        }
         match outcome? {
-            Installed::Ours => Ok(Outcome::Resumed),
-            Installed::Theirs => Ok(self.spurious(reader, need)),
-            Installed::Busy => Ok(Outcome::Retry),
+            Installed::InPieces => Ok(None),
+            installed => Ok(Some(self.outcome_of(reader, need, installed))),
+        }
+    }
+
+    fn outcome_of(&self, reader: &Reader<'_>, need: Need, installed: Installed) -> Outcome {
+        match installed {
+            Installed::Ours => Outcome::Resumed,
+            Installed::Theirs => self.spurious(reader, need),
+            Installed::Busy | Installed::InPieces => Outcome::Retry,
         }
     }
 
@@ -293,23 +351,24 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         &self,
         reader: &Reader<'_>,
         need: Need,
+        level: Level,
         attributes: Attributes,
         page: Page,
         seen: Seen,
     ) -> Result<Installed, FaultError> {
         // Its bits go into a descriptor as they are.
-        if !page.frame.is_aligned(M::Granule::PAGE_SHIFT) || page.frame.raw() >= self.tree.geometry.pa_size() {
+        if !page.frame.is_aligned(M::Granule::shift(level)) || page.frame.raw() >= self.tree.geometry.pa_size() {
             return Err(FaultError::BadFrame(page.frame));
         }
-        self.prepare_frames(page.frame, M::Granule::PAGE_SIZE, attributes);
+        self.prepare_frames(page.frame, M::Granule::entry_size(level), attributes);
         // A clean page is of use to a harvester only.
         let dirty = need.write || page.content.is_dirty() || !self.log.is_active();
-        let leaf = self.tree.format.leaf(Level::LEAF, page.frame, attributes, dirty);
+        let leaf = self.tree.format.leaf(level, page.frame, attributes, dirty);
         let mut spares = Spares::new(&self.tree.mmu.memory);
-        let installed = match self.lock_leaf_table(reader, need.ipa, &mut spares) {
+        let installed = match self.lock_table(reader, need.ipa, level, &mut spares) {
             Ok(mut locked) => {
                 let index = locked.index;
-                match need.judge(locked.read(index), Level::LEAF) {
+                match need.judge(locked.read(index), level) {
                     Verdict::Missing if self.tree.changes.is_still(seen) => {
                         locked.replace(index, leaf);
                         Installed::Ours
@@ -320,6 +379,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                         Installed::Busy
                     }
                     Verdict::Passes => Installed::Theirs,
+                    Verdict::Busy if locked.read(index).next_table(level).is_some() => Installed::InPieces,
                     Verdict::Needs | Verdict::Busy | Verdict::Denied => Installed::Busy,
                 }
             }
@@ -338,6 +398,8 @@ enum Installed {
     Ours,
     Theirs,
     Busy,
+    /// There is a table where a block was to be.
+    InPieces,
 }
 
 enum Where {

@@ -102,10 +102,16 @@ impl TableMeta {
         self.guarded.lock()
     }
 
-    /// Makes it the table at `place` in the tree of `owner`, with nothing in it, before it is linked there.
-    pub(crate) fn adopt(&self, owner: TreeId, place: Place) {
+    /// What a watcher of locks knows this table's by.
+    #[cfg(all(feature = "model", not(loom)))]
+    pub(crate) fn lock_address(&self) -> usize {
+        core::ptr::from_ref(&self.guarded).addr()
+    }
+
+    /// Makes it the table at `place` in the tree of `owner`, with so many entries in it, before it is linked there.
+    pub(crate) fn adopt(&self, owner: TreeId, place: Place, occupied: u16) {
         let mut guarded = self.lock();
-        guarded.occupied = 0;
+        guarded.occupied = occupied;
         self.place.store(place.packed(), Ordering::Relaxed);
         self.owner.store(owner.0, Ordering::Release);
         drop(guarded);

@@ -7,11 +7,13 @@ mod meta;
 #[cfg(any(test, loom, feature = "model"))]
 pub(crate) mod model;
 mod pool;
+mod reserve;
 mod spare;
 
 pub(crate) use meta::{Guarded, Place};
 pub use meta::{TableMeta, TableState, TreeId};
 pub use pool::{Pool, PoolRegion, PoolUse};
+pub(crate) use reserve::Reserve;
 pub(crate) use spare::{SpareTable, Spares};
 
 use core::fmt;

@@ -14,8 +14,13 @@ pub(crate) struct SpareTable<'m, M: TableMemory> {
 }
 
 impl<'m, M: TableMemory> SpareTable<'m, M> {
-    fn alloc(memory: &'m M) -> Result<Self, OutOfTables> {
+    pub(crate) fn alloc(memory: &'m M) -> Result<Self, OutOfTables> {
         Ok(Self { memory, table: memory.alloc()? })
+    }
+
+    /// One that was kept: zeroed, and nobody else's.
+    pub(super) fn of(memory: &'m M, table: Pa) -> Self {
+        Self { memory, table }
     }
 
     pub(crate) fn table(&self) -> Pa {

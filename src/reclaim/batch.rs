@@ -9,7 +9,7 @@ use crate::tlb::Flushed;
 use crate::walk::UnlinkedTable;
 
 /// No longer linked; walks of the hardware and of readers may be in it.
-pub(super) struct Unlinked;
+pub(crate) struct Unlinked;
 /// In no TLB and no walk cache any more; readers may be in it.
 pub(super) struct Invalidated;
 /// Nobody is in it.
@@ -17,7 +17,7 @@ pub(super) struct Quiesced;
 
 /// Tables that are in the same state.
 #[must_use = "the tables are lost if this is dropped"]
-pub(super) struct Batch<State> {
+pub(crate) struct Batch<State> {
     tables: List,
     state: PhantomData<State>,
 }
@@ -37,7 +37,7 @@ impl Batch<Unlinked> {
         Self { tables: List::new(), state: PhantomData }
     }
 
-    pub(super) fn push(&mut self, table: UnlinkedTable, meta: &TableMeta) {
+    pub(crate) fn push(&mut self, table: UnlinkedTable, meta: &TableMeta) {
         self.tables.push(table.0, meta);
     }
 

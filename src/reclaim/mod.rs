@@ -30,9 +30,10 @@ use crate::memory::{Place, TableMemory, TableState};
 use crate::quiescence::{Quiescing, Reader};
 use crate::stage2::Stage2;
 use crate::sync::{AtomicU32, Mutex, Ordering};
-use crate::tlb::Gather;
+use crate::tlb::{Flushed, Gather};
 use crate::walk::{Kept, Locked, Table, Tree};
-use batch::{Batch, Invalidated};
+use batch::Invalidated;
+pub(crate) use batch::{Batch, Unlinked};
 use list::{HintList, List};
 
 /// Tables that may wait for grace periods at once.
@@ -144,6 +145,36 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         Ok(progress)
     }
 
+    /// Has `unlink` take tables out that are not empty, since their content was handed over, and retires them. `None` if
+    /// another CPU is reclaiming, or there is no room for more until readers quiesce.
+    pub(crate) fn retire_handed_over(
+        &self,
+        reader: &Reader<'_>,
+        unlink: impl FnOnce(&mut Batch<Unlinked>) -> Flushed,
+    ) -> Option<u32> {
+        let mut work = self.reclaim.work.try_lock()?;
+        self.free_quiesced(reader, &mut work);
+        if work.retired.is_full() || work.waiting >= MAX_WAITING {
+            return None;
+        }
+        let mut batch = Batch::new();
+        let flushed = unlink(&mut batch);
+        let count = batch.len();
+        if count != 0 {
+            self.reclaim.expected.fetch_add(count, Ordering::Relaxed);
+            self.retire(reader, &mut work, batch.invalidated(flushed));
+        }
+        Some(count)
+    }
+
+    fn retire(&self, reader: &Reader<'_>, work: &mut Work<'h>, batch: Batch<Invalidated>) {
+        let count = batch.len();
+        work.waiting += count;
+        reader.count().tables_unlinked(u64::from(count));
+        // There is room: whoever unlinks has looked.
+        let _ = work.retired.try_push(self.tree.mmu.quiescence.retire(batch));
+    }
+
     /// Gives back the batches whose grace period is over, the oldest first.
     fn free_quiesced(&self, reader: &Reader<'_>, work: &mut Work<'h>) -> u32 {
         let mut freed = 0;
@@ -213,12 +244,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 self.hint_if_empty(parent);
             });
         });
-        let invalidated = batch.invalidated(flushed);
-        work.waiting += count;
-        reader.count().tables_unlinked(u64::from(count));
-        let retired = self.tree.mmu.quiescence.retire(invalidated);
-        // There is room: `reclaim` has looked.
-        let _ = work.retired.try_push(retired);
+        self.retire(reader, work, batch.invalidated(flushed));
         count
     }
 

@@ -1,12 +1,15 @@
 //! Map: entries from nothing to valid, which needs no invalidation.
 //!
-//! For each leaf table of the range: frames are made fit for the guest's view of memory (rule 13) and spare tables are
+//! For each table of the range: frames are made fit for the guest's view of memory (rule 13) and spare tables are
 //! at hand, no lock held; the table is locked; entries are stored; unlocked. One `DSB ISHST` at the end makes all of
 //! it seen.
+//!
+//! The leaves are the largest that the addresses and the tree allow ([`Stage2::with_largest_leaf`]); where there is a table
+//! already, even an empty one, they are its entries.
 
 use core::fmt;
 
-use super::Stage2;
+use super::{Stage2, entries};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Attributes, Kind, MemoryType, Xn};
@@ -55,7 +58,7 @@ impl core::error::Error for MapCause {
 /// Why a range was not mapped, or not all of it: the prefix is mapped.
 pub type MapError = RangeError<MapCause>;
 
-/// What [`Stage2::lock_leaf_table`] found instead.
+/// What [`Stage2::lock_table`] found instead.
 pub(crate) enum NoLeafTable {
     /// An entry that is not to be replaced by a table stands in the way, at this level.
     Entry(Kind),
@@ -73,7 +76,7 @@ pub(crate) enum NoLeafTable {
 const MAX_ROUNDS: usize = 16;
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
-    /// Maps `range` to the frames from `pa` on, page by page. The pages are dirty from the start unless their `content` is
+    /// Maps `range` to the frames from `pa` on, with the largest leaves the tree may have there. The pages are dirty from the start unless their `content` is
     /// what the IPA read before.
     ///
     /// Locks one table at a time, allocates with none locked; invalidates nothing.
@@ -91,7 +94,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     ) -> Result<(), MapError> {
         self.check(reader, range).map_err(MapError::Argument)?;
         self.check_output(range, pa).map_err(MapError::Argument)?;
-        let result = self.map_pages(reader, range, pa, attributes, content);
+        let result = self.map_leaves(reader, range, pa, attributes, content);
         self.tree.mmu.arch.dsb(Dsb::Ishst);
         result.map_err(MapError::Stopped)
     }
@@ -106,7 +109,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
     }
 
-    fn map_pages(
+    fn map_leaves(
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
@@ -114,39 +117,66 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         attributes: Attributes,
         content: Content,
     ) -> Result<(), Stopped<MapCause>> {
-        let format = self.tree.format;
         // A clean page is of use to a harvester only.
         let dirty = content.is_dirty() || !self.log.is_active();
         let frame_of = |ipa: Ipa| pa.offset(ipa.raw() - range.start().raw());
         let mut spares = Spares::new(&self.tree.mmu.memory);
         let mut rest = Some(range);
+        // Where there is a table in the way of a block, what is mapped is its entries.
+        let mut below: Option<(IpaRange, Level)> = None;
         while let Some(left) = rest {
             let start = left.start();
-            let last = M::Granule::table_last(start, Level::LEAF).min(left.last());
-            self.prepare_frames(frame_of(start), last.raw() - start.raw() + 1, attributes);
+            let (left, largest) = match below {
+                Some((part, level)) if part.contains(start) => (part.intersection(left).unwrap_or(left), level),
+                _ => (left, self.largest_leaf),
+            };
+            let level = self.leaf_level(left, frame_of(start), largest);
+            let run = leaves_of_one_table::<M::Granule>(left, level);
+            self.prepare_frames(frame_of(start), run.bytes(), attributes);
+            self.keep_reserve(level).map_err(|reason| Stopped::at(range, start, self.map_cause(reason)))?;
             let mut locked = self
-                .lock_leaf_table(reader, start, &mut spares)
+                .lock_table(reader, start, level, &mut spares)
                 .map_err(|reason| Stopped::at(range, start, self.map_cause(reason)))?;
-            let mut at = start;
-            for index in locked.index.. {
-                let old = locked.read(index);
-                if !old.is_none() {
+            let mut next = run.last().checked_add(1);
+            for (index, at) in entries::<M::Granule>(start, level, locked.index, run_length::<M::Granule>(run, level)) {
+                if !locked.read(index).is_none() {
                     let cause = match locked.kind(index) {
+                        Kind::Table(_) => {
+                            let entry = IpaRange::inclusive(at, M::Granule::entry_last(at, level)).unwrap_or(run);
+                            below = level.child().map(|child| (entry, child));
+                            next = Some(at);
+                            break;
+                        }
                         Kind::Page(_) | Kind::Block(_) => MapCause::Exists,
                         Kind::Marker(_) => MapCause::Retry,
-                        _ => MapCause::Corrupt(Corrupt { ipa: at, level: Level::LEAF }),
+                        _ => MapCause::Corrupt(Corrupt { ipa: at, level }),
                     };
                     return Err(Stopped::at(range, at, cause));
                 }
-                locked.replace(index, format.leaf(Level::LEAF, frame_of(at), attributes, dirty));
-                match at.checked_add(M::Granule::PAGE_SIZE) {
-                    Some(next) if next <= last => at = next,
-                    _ => break,
-                }
+                locked.replace(index, self.tree.format.leaf(level, frame_of(at), attributes, dirty));
             }
-            rest = last.checked_add(1).and_then(|next| left.starting_at(next));
+            rest = next.and_then(|next| range.starting_at(next));
         }
         Ok(())
+    }
+
+    /// The level of the leaf that `left` begins with: the highest, up to `largest`, whose block is aligned at both sides and not
+    /// longer. Pages where a log is on: what it tells apart is pages.
+    fn leaf_level(&self, left: IpaRange, pa: Pa, largest: Level) -> Level {
+        let fits = |level: Level| {
+            let (start, shift) = (left.start(), M::Granule::shift(level));
+            start.is_aligned(shift) && pa.is_aligned(shift) && left.contains(M::Granule::entry_last(start, level))
+        };
+        if self.log.is_active() && self.logged_range().is_some_and(|logged| logged.intersection(left).is_some()) {
+            return Level::LEAF;
+        }
+        let mut level = largest.max(M::Granule::FIRST_BLOCK_LEVEL).max(self.tree.geometry.start_level());
+        while let Some(child) = level.child()
+            && !fits(level)
+        {
+            level = child;
+        }
+        level
     }
 
     /// Makes frames fit for what the guest may see of them, before they are mapped (rule 13): without FWB the guest may
@@ -188,18 +218,19 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         clean || invalidate
     }
 
-    /// Locks the leaf table over `ipa`, linking tables down to it where there are none.
-    pub(crate) fn lock_leaf_table<'r>(
+    /// Locks the table of level `stop` over `ipa`, linking tables down to it where there are none.
+    pub(crate) fn lock_table<'r>(
         &'r self,
         reader: &'r Reader<'r>,
         ipa: Ipa,
+        stop: Level,
         spares: &mut Spares<'_, M>,
     ) -> Result<Locked<'r, 'h, A, M>, NoLeafTable> {
         let walk = self.read_write(reader);
         for _ in 0..MAX_ROUNDS {
-            let mut locked = walk.lock(ipa, Level::LEAF).map_err(NoLeafTable::Corrupt)?;
+            let mut locked = walk.lock(ipa, stop).map_err(NoLeafTable::Corrupt)?;
             let level = locked.level();
-            if level == Level::LEAF {
+            if level == stop {
                 return Ok(locked);
             }
             match locked.kind(locked.index) {
@@ -207,7 +238,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 Kind::Table(_) => {}
                 Kind::Invalid => {
                     // All of the path or nothing: a table is not linked only to stay empty for want of the next.
-                    let missing = level.levels_below() as usize;
+                    let missing = (level.levels_below() - stop.levels_below()) as usize;
                     if spares.has(missing)
                         && let Some(spare) = spares.take()
                     {
@@ -241,4 +272,16 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             NoLeafTable::Corrupt(corrupt) => MapCause::Corrupt(corrupt),
         }
     }
+}
+
+/// What `left` begins with: leaves of `level` in one table. As many as there are, and at least one.
+fn leaves_of_one_table<G: Granule>(left: IpaRange, level: Level) -> IpaRange {
+    let last = G::table_last(left.start(), level).min(left.last());
+    // Whole leaves: `left` may end within one of a block's size.
+    let whole = (last.raw() - left.start().raw() + 1) >> G::shift(level) << G::shift(level);
+    IpaRange::new(left.start(), whole).unwrap_or(left)
+}
+
+fn run_length<G: Granule>(run: IpaRange, level: Level) -> usize {
+    (run.bytes() >> G::shift(level)) as usize
 }

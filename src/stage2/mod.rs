@@ -3,26 +3,30 @@
 //! [`Stage2`] is shared by all CPUs (`&Stage2`); each operation borrows the calling CPU's [`Reader`]. Operations on ranges
 //! take one table's lock at a time, from low to high addresses.
 
+mod collapse;
 mod load;
 mod map;
 mod protect;
 mod query;
 mod root;
+mod split;
 mod unmap;
 
+pub use collapse::CollapseError;
 pub use load::{LoadError, Loaded, RunError};
 pub use map::{MapCause, MapError};
 pub use protect::ProtectError;
 pub use query::{Mapping, QueryError};
 pub use root::{CreateError, FreezeError, Frozen, InUse, Unsettled};
+pub use split::SplitError;
 pub use unmap::{Removed, UnmapError, Unmapped};
 pub(crate) use unmap::{covers, entries};
 
-use crate::addr::IpaRange;
+use crate::addr::{IpaRange, Level};
 use crate::arch::Arch;
 use crate::dirty::LogState;
 use crate::error::ArgumentError;
-use crate::memory::TableMemory;
+use crate::memory::{Reserve, TableMemory};
 use crate::quiescence::Reader;
 use crate::reclaim::ReclaimState;
 use crate::walk::Tree;
@@ -33,9 +37,20 @@ pub struct Stage2<'h, A: Arch, M: TableMemory> {
     pub(crate) tree: Tree<'h, A, M>,
     pub(crate) log: LogState<'h>,
     pub(crate) reclaim: ReclaimState<'h>,
+    /// No leaf is larger than those of this level.
+    pub(crate) largest_leaf: Level,
+    /// Tables for splitting blocks.
+    pub(crate) reserve: Reserve,
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// The same tree with leaves up to those of `level`: blocks where addresses and sizes allow. Without this it has pages
+    /// alone.
+    #[must_use]
+    pub fn with_largest_leaf(self, level: Level) -> Self {
+        Self { largest_leaf: level, ..self }
+    }
+
     /// A read-only walk within the caller's read section.
     #[inline(always)]
     pub(crate) fn read_only<'r>(&'r self, reader: &'r Reader<'r>) -> ReadOnly<'r, 'h, A, M> {

@@ -78,6 +78,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         change: impl Fn(Descriptor) -> Descriptor,
     ) -> Result<(), ProtectError> {
         self.check(reader, range).map_err(ProtectError::Argument)?;
+        self.prepare_ends(reader, range)?;
         self.tree.changes.count(range);
         let format = self.tree.format;
         let mut gather = Gather::new(&self.tree, reader);
@@ -100,8 +101,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                         continue;
                     }
                     Kind::Marker(Marker::Frozen) if leaf.from_marker().is_none() => continue,
-                    Kind::Page(_) | Kind::Block(_) => ChangeCause::PartOfBlock,
-                    Kind::Marker(_) => ChangeCause::Retry,
+                    // A block that came since its ends were split.
+                    Kind::Page(_) | Kind::Block(_) | Kind::Marker(_) => ChangeCause::Retry,
                     Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
                 };
                 stopped = Err((ipa, cause));

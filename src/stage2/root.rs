@@ -21,7 +21,7 @@ use crate::descriptor::{Descriptor, Format, Marker};
 use crate::dirty::{DirtyBitmap, LogState};
 use crate::error::ArgumentError;
 use crate::geometry::{Geometry, HardwareUpdate, VttbrError, granule::Granule};
-use crate::memory::{OutOfTables, OwnTables, Place, TableMemory, TableState, TreeId};
+use crate::memory::{OutOfTables, OwnTables, Place, Reserve, TableMemory, TableState, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::{GracePeriod, Reader};
 use crate::reclaim::ReclaimState;
@@ -171,10 +171,16 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         for index in 0..geometry.root_tables() {
             if let Some(table) = tree.root_at(index) {
                 let base = Ipa::new((index as u64) << (M::Granule::shift(level) + M::Granule::INDEX_BITS));
-                table.meta().adopt(id, Place { base, level });
+                table.meta().adopt(id, Place { base, level }, 0);
             }
         }
-        Ok(Self { tree, log: LogState::new(log, M::Granule::PAGE_SHIFT), reclaim: ReclaimState::new() })
+        Ok(Self {
+            tree,
+            log: LogState::new(log, M::Granule::PAGE_SHIFT),
+            reclaim: ReclaimState::new(),
+            largest_leaf: Level::LEAF,
+            reserve: Reserve::new(),
+        })
     }
 
     /// What the tree looks like.
@@ -250,6 +256,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let _quiet = gather.flush();
         self.tree.mmu.vmids.release(&self.tree.vmid);
         self.reclaim.drain(&self.tree, reader);
+        self.reserve.give_back(&self.tree.mmu.memory);
         for index in 0..self.tree.geometry.root_tables() {
             if let Some(table) = self.tree.root_at(index) {
                 self.free_below(reader, table);

@@ -97,6 +97,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         settle: impl FnOnce(IpaRange, &Flushed) -> Result<Unmapped, Corrupt>,
     ) -> Result<Unmapped, UnmapError> {
         self.check(reader, range).map_err(UnmapError::Argument)?;
+        self.prepare_ends(reader, range)?;
         self.tree.changes.count(range);
         let mut gather = Gather::new(&self.tree, reader);
         let marked = self.mark(reader, range, &mut gather);
@@ -141,8 +142,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                         continue;
                     }
                     Kind::Marker(Marker::Frozen) if old.from_marker().is_none() => continue,
-                    Kind::Page(_) | Kind::Block(_) => ChangeCause::PartOfBlock,
-                    Kind::Marker(_) => ChangeCause::Retry,
+                    // A block that came since its ends were split.
+                    Kind::Page(_) | Kind::Block(_) | Kind::Marker(_) => ChangeCause::Retry,
                     Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
                 };
                 gather.leaves(part, level);
@@ -184,8 +185,6 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         release: &mut impl FnMut(Removed<'h>),
     ) -> Result<Unmapped, Corrupt> {
         let mut unmapped = Unmapped::default();
-        // Begun after the marks: no walk of a later section finds the frames.
-        let period = self.tree.mmu.quiescence.begin();
         let mut rest = Some(range);
         while let Some(left) = rest {
             let mut claimed: ArrayVec<Claimed, BATCH> = ArrayVec::new_const();
@@ -207,6 +206,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 Ok(())
             })
             .or_else(|(_, corrupt)| corrupt.map_or(Ok(()), Err))?;
+            // Begun after the claims: who looks in a later section finds the frames no more, not by the markers either.
+            let period = self.tree.mmu.quiescence.begin();
             self.release(&claimed, period, release);
             // The callback may have moved the content: who has asked for the page before must ask again.
             if let (Some(&(first, ..)), Some(&(last, ..))) = (claimed.first(), claimed.last())

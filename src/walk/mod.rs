@@ -12,6 +12,7 @@
 //! gone, as far as the compiler is concerned, when the CPU announces a quiescent state; and no table that can be seen in a
 //! section is freed before its end.
 
+mod join;
 mod ro;
 mod rw;
 mod tree;
@@ -36,6 +37,13 @@ pub(crate) struct Position<'r> {
     pub(crate) value: Descriptor,
     /// How the table was reached; a root has no parent.
     parent: Option<ParentSnapshot<'r>>,
+}
+
+impl Position<'_> {
+    /// Whether the hardware cannot come here just now: the table is behind a marker.
+    pub(crate) fn is_behind_marker(&self) -> bool {
+        self.parent.is_some_and(|parent| !parent.value.is_valid())
+    }
 }
 
 /// The address and the *value* of the descriptor through which a table was reached: the seed's `pmdval`, at any level.

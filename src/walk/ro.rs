@@ -47,8 +47,14 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
     /// Else somebody else wrote the parent.
     #[inline(always)]
     pub(crate) fn find(&self, ipa: Ipa) -> Result<Position<'r>, Corrupt> {
+        self.find_to(ipa, Level::LEAF)
+    }
+
+    /// The same, no deeper than the tables of level `stop`.
+    #[inline(always)]
+    pub(crate) fn find_to(&self, ipa: Ipa, stop: Level) -> Result<Position<'r>, Corrupt> {
         loop {
-            let found = descend(self.tree, self.section, ipa, Level::LEAF)?;
+            let found = descend(self.tree, self.section, ipa, stop)?;
             let level = found.table.level;
             if found.table.is_at(self.tree, ipa) {
                 return match self.tree.kind(found.value, level) {

@@ -24,7 +24,6 @@ use crate::memory::{Guarded, OwnTables, Place, SpareTable, TableMemory, TableSta
 use crate::quiescence::Reader;
 use crate::sync::{MutexGuard, Ordering, load_owned};
 use crate::tlb::Flushed;
-use crate::twin;
 
 /// How often a walk starts over before it couples locks.
 const OPTIMISTIC_TRIES: usize = 4;
@@ -38,7 +37,7 @@ pub(crate) struct ReadWrite<'r, 'h, A: Arch, M: TableMemory> {
 
 /// A table, locked and revalidated: the right to store to it.
 pub(crate) struct Locked<'r, 'h, A: Arch, M: TableMemory> {
-    tree: &'r Tree<'h, A, M>,
+    pub(super) tree: &'r Tree<'h, A, M>,
     table: Table<'r>,
     guarded: MutexGuard<'r, Guarded>,
     /// The entry the walk was for.
@@ -74,7 +73,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
         for _ in 0..OPTIMISTIC_TRIES {
             let found = descend(self.tree, self.section, ipa, stop)?;
             let guarded = found.table.page.meta.lock();
-            if !twin::RECHECK || found.parent.is_none_or(|parent| parent.is_unchanged()) {
+            if found.parent.is_none_or(|parent| parent.is_unchanged()) {
                 return self.admit(ipa, found, guarded);
             }
             drop(guarded);
@@ -116,7 +115,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
         found: Position<'r>,
         guarded: MutexGuard<'r, Guarded>,
     ) -> Result<Locked<'r, 'h, A, M>, Corrupt> {
-        if found.table.is_at(self.tree, ipa) || !twin::RECHECK {
+        if found.table.is_at(self.tree, ipa) {
             Ok(Locked { tree: self.tree, table: found.table, guarded, index: found.index })
         } else {
             drop(guarded);
@@ -210,8 +209,33 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         let Some(level) = self.level().child() else { return };
         let pa = spare.table();
         let Some(page) = self.tree.mmu.memory.page(pa) else { return };
-        page.meta.adopt(self.tree.id, Place { base: M::Granule::table_base(ipa, level), level });
+        page.meta.adopt(self.tree.id, Place { base: M::Granule::table_base(ipa, level), level }, 0);
         self.replace(index, Descriptor::table(spare.into_linked()));
+    }
+
+    /// Ends the break of the block at `index`: in its place comes `spare`, filled with the parts of what the block was.
+    /// Publishing it takes a DSB ISHST after unlocking.
+    pub(crate) fn link_parts(&mut self, index: usize, ipa: Ipa, spare: SpareTable<'_, M>, _after: &Flushed) {
+        let (whole, level) = (self.read(index), self.level());
+        let Some(child) = level.child().filter(|_| whole.marker() == Some(Marker::Breaking)) else { return };
+        let Some(page) = self.tree.mmu.memory.page(spare.table()) else { return };
+        let whole = whole.from_marker();
+        for (nth, entry) in page.entries.iter().enumerate() {
+            let part = whole.part(child, (nth as u64) << M::Granule::shift(child));
+            entry.store(part.raw(), Ordering::Relaxed);
+        }
+        let place = Place { base: M::Granule::table_base(ipa, child), level: child };
+        page.meta.adopt(self.tree.id, place, M::Granule::ENTRIES as u16);
+        if whole.is_dirty() || whole.has_dbm() {
+            page.meta.set_may_be_dirty();
+        }
+        let table = Descriptor::table(spare.into_linked());
+        self.replace(index, if self.is_frozen_root() { table.into_marker(Marker::Frozen) } else { table });
+    }
+
+    /// A frozen root has neither holes nor tables: whatever could be linked there would run.
+    pub(super) fn is_frozen_root(&self) -> bool {
+        self.level() == self.tree.geometry.start_level() && self.tree.frozen.load(Ordering::Acquire)
     }
 
     /// Takes `child` out if the entry at `index` points to it and it is empty; both locks are held when the entry changes. A
@@ -232,11 +256,6 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
             return Err(Kept::InUse);
         }
         let marker = entry.into_marker(Marker::Detached);
-        if !twin::CHILD_LOCK {
-            drop(below);
-            self.replace(index, marker);
-            return Ok(UnlinkedTable(child));
-        }
         page.meta.set_state(TableState::Unlinked);
         self.replace(index, marker);
         // Not before: a walk that is still on its way here takes a table without owner for another's, if its parent is unchanged.
@@ -251,9 +270,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         if entry.marker() != Some(Marker::Detached) || entry.address() != child {
             return;
         }
-        // A frozen root has no holes: whatever could be linked there would run.
-        let is_root = self.level() == self.tree.geometry.start_level();
-        let frozen = is_root && self.tree.frozen.load(Ordering::Acquire);
+        let frozen = self.is_frozen_root();
         self.replace(index, if frozen { Descriptor::NONE.into_marker(Marker::Frozen) } else { Descriptor::NONE });
     }
 }

@@ -107,7 +107,7 @@ impl<G: Granule> Scene<G> {
         path.iter().find(|(at, _)| *at == level).expect("a level of the tree").1
     }
 
-    pub(crate) fn entry(&self, level: Level) -> &'static std::sync::atomic::AtomicU64 {
+    pub(crate) fn entry(&self, level: Level) -> &'static stage2::dirty::Word {
         word(self.mmu.memory(), Self::table_at(&self.path, level), G::index(self.page, level))
     }
 

@@ -158,7 +158,7 @@ const S2AP_WRITE: u64 = 1 << 7;
 
 impl Stores {
     /// One pass over the entries after the other; `stored` says to which the guest has.
-    fn go_on(&self, entries: &[&AtomicU64], stored: &[AtomicBool]) {
+    fn go_on(&self, entries: &[&stage2::dirty::Word], stored: &[AtomicBool]) {
         let mut first = 0;
         while !self.over.load(Ordering::Acquire) {
             if !self.running.load(Ordering::Acquire) {
@@ -209,7 +209,7 @@ fn write_permission_is_taken_also_where_the_hardware_has_just_set_a_bit_and_that
     map(&guest, &reader, 0, PAGES * PAGE);
     let table_of = |ipa| path(&guest, &reader, Ipa::new(ipa))[2].1;
     let tables = (0..PAGES * PAGE).step_by(TABLE as usize).map(table_of);
-    let entries: Vec<&AtomicU64> =
+    let entries: Vec<&Word> =
         tables.flat_map(|table| (0..512).map(move |index| word(mmu.memory(), table, index))).collect();
     let stored: Vec<AtomicBool> = (0..PAGES).map(|_| AtomicBool::new(false)).collect();
     let hardware = Stores::default();

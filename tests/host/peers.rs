@@ -7,7 +7,7 @@ use stage2::addr::{Ipa, Level, Pa};
 use stage2::arch::{Dsb, Scope, Tlbi};
 use stage2::descriptor::{Attributes, Format, Permissions};
 use stage2::dirty::{Content, Initial};
-use stage2::error::{ChangeCause, RangeError, Stopped};
+use stage2::error::Stopped;
 use stage2::fault::Outcome;
 use stage2::geometry::{Features, Geometry, GeometryOptions, Granule4K};
 use stage2::model::{Event, ModelArch};
@@ -150,34 +150,9 @@ fn guest_with_a_block(features: Features) -> (Guest, stage2::quiescence::Reader<
 
 const FRAME: u64 = 0x4000_0000;
 
-/// One panics where a part of a live block is to be changed, and one splits it without a break. Until blocks are split here, it is
-/// refused, with the place.
 #[test]
-fn a_change_of_a_part_of_a_block_is_refused_and_of_all_of_it_done() {
+fn a_block_is_looked_at_changed_and_handed_out_as_a_whole() {
     let (guest, reader) = guest_with_a_block(features());
-    let refused = |result: Result<(), RangeError<ChangeCause>>, at: u64, done: u64| {
-        let Err(RangeError::Stopped(Stopped { cause, at: stopped, done: prefix })) = result else {
-            panic!("{result:?}")
-        };
-        assert_eq!((cause, stopped), (ChangeCause::PartOfBlock, Ipa::new(at)));
-        assert_eq!(prefix.map_or(0, |prefix| prefix.bytes()), done);
-        let mapping = guest.query(&reader, Ipa::new(TABLE + 5 * PAGE)).unwrap().unwrap();
-        assert_eq!((mapping.pa, mapping.level), (Pa::new(FRAME + 5 * PAGE), Level::L2));
-        assert_eq!((mapping.permissions, mapping.dirty), (Permissions::RW, false));
-    };
-    for (start, bytes, done) in [
-        (TABLE, PAGE, 0),
-        (TABLE + PAGE, TABLE - PAGE, 0),
-        (TABLE + 7 * PAGE, 3 * PAGE, 0),
-        (TABLE - PAGE, 2 * PAGE, PAGE),
-    ] {
-        let part = range(start, bytes);
-        let at = start.max(TABLE);
-        refused(guest.unmap(&reader, part).map(|_| ()), at, done);
-        refused(guest.unmap_with(&reader, part, |_| panic!("handed out")).map(|_| ()), at, done);
-        refused(guest.protect(&reader, part, Permissions::R), at, done);
-        refused(guest.write_protect(&reader, part), at, done);
-    }
     let mapped = guest.map(&reader, range(TABLE + PAGE, PAGE), Pa::new(0), RW, Content::New);
     assert!(
         matches!(mapped, Err(MapError::Stopped(Stopped { cause: MapCause::Exists, done: None, .. }))),

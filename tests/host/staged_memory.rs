@@ -36,13 +36,17 @@ pub(crate) type StagedGuest = Stage2<'static, ModelArch, StagedMemory>;
 
 /// A machine of four CPUs, and a guest on it with 40 bits of IPA.
 pub(crate) fn staged_guest(pages: usize) -> (&'static StagedMmu, &'static StagedGuest) {
-    let memory = StagedMemory { memory: ModelMemory::new(pages), cues: Mutex::default() };
+    let memory = StagedMemory::new(pages);
     let mmu: &'static _ = Box::leak(Box::new(Mmu::new(ModelArch::new(), memory, features(), Box::leak(cpus(4)))));
     let guest = Stage2::new(mmu, geometry(40), None).unwrap();
     (mmu, Box::leak(Box::new(guest)))
 }
 
 impl StagedMemory {
+    pub(crate) fn new(pages: usize) -> Self {
+        Self { memory: ModelMemory::new(pages), cues: Mutex::default() }
+    }
+
     /// Has `action` done `at` the next such time. Of several for one time each has its own turn.
     pub(crate) fn cue(&self, at: At, action: impl FnOnce() + Send + 'static) {
         self.cues.lock().unwrap().push((at, Box::new(action)));

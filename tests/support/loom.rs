@@ -4,6 +4,12 @@
 //! Loom's threads want what they share to live for ever, so the scene is lent to them as `'static`; [`explore`] takes it
 //! back when the test's body has joined them, and then checks what is true after every test: the reclaimer comes to
 //! rest, the tree can be torn down, and every table page is back in table memory.
+//!
+//! A test that fails wants `RUST_BACKTRACE=0`: the stacks of loom's threads have no room for a backtrace.
+//!
+//! # Longer runs
+//! `STAGE2_LOOM_PREEMPTIONS=n` raises the bound of every test that has a lower one. Each more multiplies the time by ten or so;
+//! loom's own `LOOM_MAX_DURATION=seconds` ends a test that has found nothing until then.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -40,11 +46,13 @@ pub(crate) struct Setting {
     /// Table pages, the roots among them.
     pub(crate) tables: usize,
     pub(crate) guests: usize,
+    /// Table pages that a test leaves in use, since it has shown that they must be.
+    pub(crate) kept: usize,
 }
 
 impl Setting {
     pub(crate) const fn new(preemptions: usize, cpus: usize) -> Self {
-        Self { preemptions, cpus, tables: 3, guests: 1 }
+        Self { preemptions, cpus, tables: 3, guests: 1, kept: 0 }
     }
 }
 
@@ -60,7 +68,7 @@ pub(crate) fn explore<A: Arch + Default + Sync + 'static>(
     body: impl Fn(&'static Scene<A>) + Send + Sync + 'static,
 ) {
     let mut builder = Builder::new();
-    builder.preemption_bound = Some(setting.preemptions);
+    builder.preemption_bound = Some(setting.preemptions.max(raised_bound()));
     builder.max_branches = MAX_BRANCHES;
     let interleavings = std::sync::Arc::new(AtomicU64::new(0));
     let counted = interleavings.clone();
@@ -102,7 +110,7 @@ pub(crate) fn explore<A: Arch + Default + Sync + 'static>(
                 come_to_rest(&guest, &mut reader);
                 assert!(guest.teardown(&reader).is_ok(), "a tree that nobody has loaded can be torn down");
             }
-            assert_eq!(machine.memory().live(), 0, "every table page is back");
+            assert_eq!(machine.memory().live(), setting.kept, "every table page is back");
         }
         // SAFETY: likewise.
         drop(unsafe { Box::from_raw(mmu) });
@@ -112,6 +120,11 @@ pub(crate) fn explore<A: Arch + Default + Sync + 'static>(
         drop(unsafe { Box::from_raw(log) });
     });
     println!("{} interleavings", interleavings.load(Ordering::Relaxed));
+}
+
+/// The bound that the environment asks for; 0 if it does not.
+fn raised_bound() -> usize {
+    std::env::var("STAGE2_LOOM_PREEMPTIONS").map_or(0, |bound| bound.parse().expect("a number of preemptions"))
 }
 
 /// Reclaims until nothing is hinted and nothing waits. The reader must be the only one online.
@@ -130,6 +143,12 @@ impl<A: Arch + Sync + 'static> Scene<A> {
     /// The first guest, of most tests the only one.
     pub(crate) fn guest(&self) -> &'static Guest<A> {
         self.guests[0]
+    }
+
+    /// One guest more, to be torn down by the test.
+    pub(crate) fn another_guest(&self) -> Box<Guest<A>> {
+        let geometry = Geometry::tiny(2, 0).expect("two levels are a geometry");
+        Box::new(Stage2::new(self.mmu, geometry, None).expect("there is a root"))
     }
 
     /// Runs `work` on a thread that is the CPU `cpu`.

@@ -1,8 +1,12 @@
 //! The guest's side of the machine for loom: a CPU that walks the tables, keeps what it found in a TLB, and stores.
 //!
 //! Table walk, TLB fill and access are one step, as a `TLBI; DSB` sees them: it is complete when no access goes through an
-//! old entry any more. So they and the invalidations take turns by a lock. There is one CPU that runs guests, with
-//! stage-2 entries for pages alone (what stage 1 combines them to is not modelled); caches there are none.
+//! old entry any more. So they and the invalidations take turns by a lock. The CPUs that run guests share one TLB, with
+//! stage-2 entries for pages and for tables (what stage 1 combines them to is not modelled); caches there are none.
+//!
+//! An entry stays until it is invalidated, and is used as long as it is there: the worst that a TLB may do. What it must never
+//! come to is asserted at every access: two trees under one VMID; a walk in a table that was freed; two tables, or two
+//! frames, for one address, one cached and one in memory (break-before-make).
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -12,13 +16,13 @@ use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::sync::{Mutex, MutexGuard};
 use loom::thread::ThreadId;
 use stage2::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
-use stage2::dirty::Content;
-use stage2::fault::{Backing, Outcome, Page, Region, Syndrome, Unavailable};
+use stage2::fault::{Backing, Outcome, Syndrome};
 use stage2::memory::TableMemory;
+use stage2::model::POISON;
 use stage2::stage2::Loaded;
 use stage2::{Ipa, Pa, Reader};
 
-use crate::scene::{Machine, Memory, PAGE, READ_WRITE, frame};
+use crate::scene::{Machine, Memory, PAGE, frame};
 
 const VALID: u64 = 1;
 const WRITE: u64 = 1 << 7;
@@ -54,8 +58,18 @@ struct State {
 struct Entry {
     vmid: u64,
     root: u64,
-    page: u64,
-    leaf: u64,
+    what: Translation,
+    /// The descriptor.
+    to: u64,
+}
+
+/// What an entry translates.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Translation {
+    /// A page, by its number.
+    Page(u64),
+    /// The two pages of a leaf table, by its number.
+    Table(u64),
 }
 
 impl State {
@@ -68,18 +82,39 @@ impl State {
         &mut self.registers[at].1
     }
 
-    /// What this CPU's registers translate `page` to, through the TLB.
+    /// What this CPU's registers translate `page` to: a walk of two levels, each through the TLB.
     fn translate(&mut self, memory: &Memory, page: u64) -> Option<u64> {
+        let root = self.registers().vttbr & ADDRESS;
+        let table = self.step(Translation::Table(page / 2), || read(memory, root, page / 2))? & ADDRESS;
+        self.step(Translation::Page(page), || read(memory, table, page % 2))
+    }
+
+    /// One level: the cached descriptor if there is one, else the valid one in memory, which is then cached.
+    fn step(&mut self, what: Translation, read: impl FnOnce() -> Option<u64>) -> Option<u64> {
         let vttbr = self.registers().vttbr;
         let (vmid, root) = (vttbr >> VMID_SHIFT, vttbr & ADDRESS);
-        if let Some(cached) = self.tlb.iter().find(|entry| entry.vmid == vmid && entry.page == page) {
+        let in_memory = read();
+        if let Some(cached) = self.tlb.iter().find(|entry| entry.vmid == vmid && entry.what == what) {
             assert_eq!(cached.root, root, "a VMID stands for one tree");
-            return Some(cached.leaf);
+            if let Some(in_memory) = in_memory {
+                assert_eq!(cached.to & ADDRESS, in_memory & ADDRESS, "an address has one translation at a time");
+            }
+            return Some(cached.to);
         }
-        let leaf = walk(memory, Pa::new(root), page)?;
-        self.tlb.push(Entry { vmid, root, page, leaf });
-        Some(leaf)
+        let to = in_memory?;
+        self.tlb.push(Entry { vmid, root, what, to });
+        Some(to)
     }
+}
+
+/// The valid descriptor that a table holds in memory.
+fn read(memory: &Memory, table: u64, index: u64) -> Option<u64> {
+    // SAFETY: the walk stores nothing.
+    let entries = unsafe { memory.table(Pa::new(table)) }.expect("walks stay in table memory").entries;
+    // Acquire: the next level's load depends on this one by its address.
+    let entry = entries[index as usize].load(Ordering::Acquire);
+    assert_ne!(entry, POISON, "no walk is in a table that was freed");
+    (entry & VALID != 0).then_some(entry)
 }
 
 impl Default for Hardware {
@@ -127,20 +162,13 @@ impl Hardware {
 
     /// Whether some TLB entry leads to `frame`.
     pub(crate) fn reaches(&self, frame: Pa) -> bool {
-        self.state().tlb.iter().any(|entry| entry.leaf & ADDRESS == frame.raw())
+        self.state().tlb.iter().any(|entry| entry.to & ADDRESS == frame.raw())
     }
-}
 
-/// The hardware's walk: two levels of two entries.
-fn walk(memory: &Memory, root: Pa, page: u64) -> Option<u64> {
-    let entry = |table: Pa, index: u64| {
-        // SAFETY: the walk stores nothing.
-        let entries = unsafe { memory.table(table) }.expect("walks stay in table memory").entries;
-        // Acquire: the second load depends on the first by its address.
-        let entry = entries[index as usize].load(Ordering::Acquire);
-        (entry & VALID != 0).then_some(entry)
-    };
-    entry(Pa::new(entry(root, page / 2)? & ADDRESS), page % 2)
+    /// Whether some TLB entry lets a store to `frame` pass.
+    pub(crate) fn writes(&self, frame: Pa) -> bool {
+        self.state().tlb.iter().any(|entry| entry.to & ADDRESS == frame.raw() && entry.to & WRITE != 0)
+    }
 }
 
 fn frame_number(frame: Pa) -> usize {
@@ -158,7 +186,15 @@ impl Arch for Hardware {
         let mut state = self.state();
         let current = state.registers().vttbr >> VMID_SHIFT;
         state.tlb.retain(|entry| match operation {
-            Tlbi::Ipa { ipa, .. } => entry.vmid != current || entry.page != ipa.raw() / PAGE,
+            // With a hint of the leaf's level, for leaves alone.
+            Tlbi::Ipa { ipa, ttl, .. } => {
+                let page = ipa.raw() / PAGE;
+                let covered = match entry.what {
+                    Translation::Page(of) => of == page,
+                    Translation::Table(of) => of == page / 2 && ttl == 0,
+                };
+                entry.vmid != current || !covered
+            }
             Tlbi::IpaRange { .. } => unreachable!("the features have no range operations"),
             Tlbi::Vmalle1 { .. } => true,
             Tlbi::Vmalls12e1 { .. } => entry.vmid != current,
@@ -211,21 +247,6 @@ impl Hardware {
     }
 }
 
-/// A backing that has frame `n` for page `n`.
-pub(crate) struct SameFrame;
-
-impl Backing for SameFrame {
-    fn region(&self, _ipa: Ipa) -> Region {
-        Region::Memory(READ_WRITE)
-    }
-
-    fn page(&self, ipa: Ipa, _write: bool) -> Result<Page, Unavailable> {
-        Ok(Page { frame: frame(ipa.raw() / PAGE), content: Content::Unchanged })
-    }
-
-    fn unused(&self, _ipa: Ipa, _page: Page) {}
-}
-
 /// What the CPU reports of a store to `ipa` that ended in `fault`.
 pub(crate) fn syndrome(ipa: Ipa, fault: Fault) -> Syndrome {
     const DATA_ABORT: u64 = 0x24 << 26;
@@ -237,7 +258,7 @@ pub(crate) fn syndrome(ipa: Ipa, fault: Fault) -> Syndrome {
     Syndrome { esr: DATA_ABORT | WRITE_NOT_READ | code, far: ipa.raw(), hpfar: ipa.raw() >> 12 << 4 }
 }
 
-/// The guest stores `value` to `ipa`, taking faults as they come; `false` if it is told to retry too often.
+/// The guest stores `value` to `ipa`, taking faults as they come; `false` if it may not, or is told to retry too often.
 pub(crate) fn guest_stores(
     machine: &'static Machine<Hardware>,
     loaded: &Loaded<'_, 'static, Hardware, Memory>,
@@ -252,7 +273,8 @@ pub(crate) fn guest_stores(
         match loaded.resolve(reader, backing, syndrome(ipa, fault)).expect("the tree is sound") {
             Outcome::Resumed => {}
             Outcome::Retry => loom::thread::yield_now(),
-            other => panic!("memory is not {other:?}"),
+            Outcome::Reflect(_) => return false,
+            Outcome::Mmio(access) => panic!("memory is not {access:?}"),
         }
     }
     false

@@ -1,0 +1,154 @@
+//! Collapse: a table whose leaves make a block becomes one, by break-before-make.
+//!
+//! # Protocol
+//! 1. *Look.* A read-only walk finds tables that are full of leaves which continue one another.
+//! 2. *Break.* With parent and child locked, and the child looked at again, the parent's entry becomes a
+//!    [`Marker::Collapsing`](crate::descriptor::Marker). To software the child stays what it is: others go on changing it.
+//! 3. *Flush*, once for a batch, never leaf-only: walk caches may lead to the child, and the hardware may set access flags and
+//!    dirty state there until then.
+//! 4. *Make.* With both locked the child is looked at a third time. If it still makes a block, that takes the marker's place, with what the
+//!    hardware has left; the child goes to the reclaimer, since readers may be in it. If not, the child is linked again.
+//!
+//! A page that is clean becomes dirty with a block of which another is: a block is dirty as a whole.
+
+use arrayvec::ArrayVec;
+
+use super::Stage2;
+use crate::addr::{Ipa, IpaRange, Level, Pa};
+use crate::arch::{Arch, Dsb};
+use crate::error::{ChangeCause, Corrupt, RangeError, Stopped};
+use crate::geometry::granule::Granule;
+use crate::memory::{OwnTables, TableMemory};
+use crate::quiescence::Reader;
+use crate::tlb::Gather;
+use crate::walk::Table;
+
+/// Tables that are collapsed with one flush.
+const BATCH: usize = 32;
+
+/// Why a range was not collapsed, or not all of it: the prefix is.
+pub type CollapseError = RangeError<ChangeCause>;
+
+/// A table that may be collapsed: the first address it translates, and where it is.
+type Candidate = (Ipa, Pa);
+
+impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    /// Joins leaves of `range` to blocks, where they continue one another and are of one kind, up to the tree's largest leaf. Only
+    /// tables all of whose addresses are in `range`, and none that is logged while a log is on. How many tables it was.
+    ///
+    /// Locks a parent and a child at a time; allocates nothing; invalidates once per 32 tables.
+    ///
+    /// # Errors
+    /// [`CollapseError::Argument`]: nothing was changed. [`CollapseError::Stopped`] with [`ChangeCause::Retry`] while the reclaimer is
+    /// at work on another CPU, or has no room until readers quiesce.
+    pub fn collapse(&self, reader: &Reader<'_>, range: IpaRange) -> Result<u64, CollapseError> {
+        self.check(reader, range).map_err(CollapseError::Argument)?;
+        let mut collapsed = 0;
+        let mut child = Level::LEAF;
+        while let Some(level) = child.parent()
+            && level >= self.largest_leaf.max(M::Granule::FIRST_BLOCK_LEVEL).max(self.tree.geometry.start_level())
+        {
+            collapsed += self.collapse_to(reader, range, level, child).map_err(CollapseError::Stopped)?;
+            child = level;
+        }
+        Ok(collapsed)
+    }
+
+    /// Joins tables of level `child` to blocks of `level`.
+    fn collapse_to(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        level: Level,
+        child: Level,
+    ) -> Result<u64, Stopped<ChangeCause>> {
+        let mut collapsed = 0;
+        let mut rest = Some(range);
+        while let Some(left) = rest {
+            let stopped = |cause| Stopped::at(range, left.start(), cause);
+            let (candidates, next) = self.candidates(reader, left, child).map_err(|corrupt| stopped(corrupt.into()))?;
+            if !candidates.is_empty() {
+                let count = self.collapse_batch(reader, &candidates, level).ok_or(stopped(ChangeCause::Retry))?;
+                collapsed += u64::from(count);
+            }
+            rest = next.and_then(|next| left.starting_at(next));
+        }
+        Ok(collapsed)
+    }
+
+    /// Step 1: some tables that look as if they made a block, and where to go on.
+    fn candidates(
+        &self,
+        reader: &Reader<'_>,
+        range: IpaRange,
+        child: Level,
+    ) -> Result<(ArrayVec<Candidate, BATCH>, Option<Ipa>), Corrupt> {
+        let mut candidates = ArrayVec::new_const();
+        let looking = self.read_only(reader);
+        let shift = M::Granule::shift(child) + M::Granule::INDEX_BITS;
+        let mut next = range.start().raw().checked_next_multiple_of(1 << shift).map(Ipa::new);
+        while let Some(base) = next
+            && let Some(whole) = IpaRange::inclusive(base, M::Granule::table_last(base, child))
+            && range.contains(whole.last())
+            && !candidates.is_full()
+        {
+            let found = looking.find_to(base, child)?;
+            let level = found.table.level;
+            if level < child {
+                // A hole, or a block: all of it is skipped.
+                next = M::Granule::entry_last(base, level).checked_add(1);
+                continue;
+            }
+            if !self.is_logged(whole) && looks_whole::<M::Granule>(&found.table) {
+                candidates.push((base, found.table.pa));
+            }
+            next = whole.last().checked_add(1);
+        }
+        let next = next.filter(|_| candidates.is_full());
+        Ok((candidates, next))
+    }
+
+    fn is_logged(&self, range: IpaRange) -> bool {
+        self.log.is_active() && self.logged_range().is_some_and(|logged| logged.intersection(range).is_some())
+    }
+
+    /// Steps 2 to 4.
+    fn collapse_batch(&self, reader: &Reader<'_>, candidates: &[Candidate], level: Level) -> Option<u32> {
+        let walk = self.read_write(reader);
+        let count = self.retire_handed_over(reader, |batch| {
+            let mut gather = Gather::new(&self.tree, reader);
+            let mut broken: ArrayVec<Candidate, BATCH> = ArrayVec::new_const();
+            for &(base, child) in candidates {
+                let Ok(mut parent) = walk.lock(base, level) else { continue };
+                let index = parent.index;
+                if parent.level() == level && parent.begin_collapse(index, child) {
+                    if let Some(range) = IpaRange::inclusive(base, M::Granule::entry_last(base, level)) {
+                        gather.subtree(range);
+                    }
+                    broken.push((base, child));
+                }
+            }
+            let flushed = gather.flush();
+            for (base, child) in broken {
+                let Ok(mut parent) = walk.lock(base, level) else { continue };
+                let index = parent.index;
+                let unlinked = parent.finish_collapse(index, child, &flushed);
+                if let (Some(unlinked), Some(page)) = (unlinked, self.tree.mmu.memory.page(child)) {
+                    batch.push(unlinked, page.meta);
+                }
+            }
+            flushed
+        });
+        self.tree.mmu.arch.dsb(Dsb::Ishst);
+        count
+    }
+}
+
+/// Whether the first and the last leaf fit: a look that costs little, and proves nothing.
+fn looks_whole<G: Granule>(table: &Table<'_>) -> bool {
+    let level = table.level;
+    let (first, last) = (table.read(0), table.read(G::ENTRIES - 1));
+    first.is_valid()
+        && first.next_table(level).is_none()
+        && first.continues_as(last, (G::ENTRIES as u64 - 1) << G::shift(level))
+}
