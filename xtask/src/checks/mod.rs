@@ -6,6 +6,7 @@ mod loom;
 mod msrv;
 mod runner;
 pub(crate) mod shuttle;
+mod spin;
 mod target;
 
 use std::cell::OnceCell;
@@ -67,6 +68,7 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("documentation", target::documentation),
         step("minimum Rust version", msrv::check),
         step("tests, host", host::tests),
+        step("models, SPIN", spin::models),
         step("loom", loom::protocol),
     ];
     steps.push(step("shuttle", shuttle::schedules));
