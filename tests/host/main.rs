@@ -24,3 +24,4 @@ mod support;
 mod tables;
 mod threads;
 mod vmid;
+mod watched;

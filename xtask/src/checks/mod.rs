@@ -6,6 +6,7 @@ mod loom;
 mod msrv;
 mod runner;
 pub(crate) mod shuttle;
+mod sanitizer;
 mod spin;
 mod target;
 
@@ -69,6 +70,7 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("minimum Rust version", msrv::check),
         step("tests, host", host::tests),
         step("models, SPIN", spin::models),
+        step("ThreadSanitizer", sanitizer::stress),
         step("loom", loom::protocol),
     ];
     steps.push(step("shuttle", shuttle::schedules));

@@ -4,11 +4,13 @@
 
 mod apt;
 pub(crate) mod debian_guest;
+mod nightly;
 pub(crate) mod qemu;
 mod spin;
 pub(crate) mod target_std;
 
 pub(crate) use debian_guest::DebianGuest;
+pub(crate) use nightly::{NO_NIGHTLY, Nightly};
 pub(crate) use qemu::Qemu;
 pub(crate) use spin::ensure_spin;
 pub(crate) use target_std::TargetStd;
