@@ -7,7 +7,6 @@ mod corrupt_scene;
 mod decoding;
 mod dirty_logging;
 mod faults;
-mod flat_map;
 mod hostile;
 mod invalidation;
 mod kvm_regressions;

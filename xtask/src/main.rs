@@ -7,12 +7,15 @@
 mod cargo;
 mod checks;
 mod commands;
+mod fuzzing;
 mod guest;
 mod job;
 mod machine;
 mod prerequisites;
 mod process;
 mod progress;
+#[cfg(test)]
+mod reading;
 mod report;
 mod summary;
 mod verdict;
@@ -22,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{run, soak, test};
+use crate::commands::{fuzz, run, soak, test};
 use crate::workspace::Workspace;
 
 /// Builds, boots and checks stage2.
@@ -39,6 +42,8 @@ enum Command {
     Run(run::Arguments),
     /// Check everything: format, lints, documentation, tests on the host and on the machine.
     Test(test::Arguments),
+    /// Fuzz the library and the reading of reports.
+    Fuzz(fuzz::Arguments),
     /// Run the Debian guest again and again, on several CPU models.
     Soak(soak::Arguments),
 }
@@ -48,6 +53,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Soak(arguments) => soak::run(&workspace, &arguments),
     };
     match result {

@@ -1,12 +1,13 @@
 //! The steps of `cargo xtask test`.
 
+mod fuzz;
 mod host;
 mod libtest;
 mod loom;
 mod msrv;
 mod runner;
-pub(crate) mod shuttle;
 mod sanitizer;
+pub(crate) mod shuttle;
 mod spin;
 mod target;
 
@@ -71,6 +72,7 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("tests, host", host::tests),
         step("models, SPIN", spin::models),
         step("ThreadSanitizer", sanitizer::stress),
+        step("fuzzing", fuzz::slice),
         step("loom", loom::protocol),
     ];
     steps.push(step("shuttle", shuttle::schedules));

@@ -3,12 +3,14 @@
 //! saying what and why, or fails with one line.
 
 mod apt;
+mod cargo_fuzz;
 pub(crate) mod debian_guest;
 mod nightly;
 pub(crate) mod qemu;
 mod spin;
 pub(crate) mod target_std;
 
+pub(crate) use cargo_fuzz::ensure_cargo_fuzz;
 pub(crate) use debian_guest::DebianGuest;
 pub(crate) use nightly::{NO_NIGHTLY, Nightly};
 pub(crate) use qemu::Qemu;
