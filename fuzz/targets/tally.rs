@@ -1,5 +1,5 @@
 //! How many operations a fuzzer's process has done: an input is a sequence of many. The number is in the file that
-//! `STAGE2_FUZZ_TALLY` names, now and then and when the process ends by itself.
+//! `STAGE2_FUZZ_TALLY` names, kept up to date.
 
 use std::cell::Cell;
 use std::env;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 const FILE: &str = "STAGE2_FUZZ_TALLY";
 /// Operations between two looks at the file.
-const STRIDE: u64 = 1 << 14;
+const STRIDE: u64 = 1 << 10;
 
 struct Tally {
     done: Cell<u64>,

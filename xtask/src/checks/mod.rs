@@ -4,9 +4,10 @@ mod fuzz;
 mod host;
 mod libtest;
 mod loom;
+mod miri;
 mod msrv;
 mod runner;
-mod sanitizer;
+pub(crate) mod sanitizer;
 pub(crate) mod shuttle;
 mod spin;
 mod target;
@@ -72,6 +73,7 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("tests, host", host::tests),
         step("models, SPIN", spin::models),
         step("ThreadSanitizer", sanitizer::stress),
+        step("Miri", miri::slice),
         step("fuzzing", fuzz::slice),
         step("loom", loom::protocol),
     ];

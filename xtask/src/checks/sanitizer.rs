@@ -61,6 +61,13 @@ fn command(workspace: &Workspace, nightly: &Nightly, test: &str) -> Command {
     command
 }
 
+/// How many data races the library has in so many seconds.
+pub(crate) fn races_in(workspace: &Workspace, nightly: &Nightly, seconds: u64, log: &Path) -> Result<usize> {
+    let mut command = command(workspace, nightly, GOOD);
+    let (_, output) = process::log_to(command.env(SECONDS, seconds.to_string()), log)?;
+    races(&output)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -193,6 +193,7 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use super::watchdog::Hang;
     use super::*;
 
     /// A shell script in QEMU's place. The image is no ELF file: nothing is logged in these tests.
