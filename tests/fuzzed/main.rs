@@ -35,7 +35,7 @@ fn cases(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(128))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn a_tree_is_a_flat_map(setting: [u8; 4], steps in vec(any::<[u8; 4]>(), 1..80)) {

@@ -25,8 +25,6 @@ pub(crate) const TARGETS: [&str; 3] = ["operations", "syndrome", "report"];
 const TALLY: &str = "STAGE2_FUZZ_TALLY";
 /// Longest input, in bytes: a thousand operations.
 const LONGEST: &str = "-max_len=4096";
-/// Longest input that is kept: the corpus is replayed in every test run.
-const LONGEST_KEPT: &str = "-max_len=512";
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// When it is enough.
@@ -111,10 +109,15 @@ impl<'a> Build<'a> {
         Ok(Process { child, tally })
     }
 
-    /// Adds to `fuzz/corpus` what runs have found to go elsewhere than all that is there, if it is short.
+    /// Adds to `fuzz/corpus` what runs have found to go to a place of the code where nothing goes that is there. It is
+    /// replayed in every test run, so it must be short.
     pub(crate) fn keep(&self, target: &str) -> Result<()> {
         let mut command = self.command(target);
-        command.args(["-merge=1", LONGEST_KEPT]).arg(self.kept(target)).arg(self.folder(target).join("corpus"));
+        let longest = if target == TARGETS[0] { "-max_len=120" } else { "-max_len=400" };
+        command
+            .args(["-merge=1", "-use_counters=0", longest])
+            .arg(self.kept(target))
+            .arg(self.folder(target).join("corpus"));
         process::read(&mut command).map(drop)
     }
 
