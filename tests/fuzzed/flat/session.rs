@@ -87,13 +87,18 @@ impl<'s, 'h, G: Granule> Session<'s, 'h, G> {
         }
         let _seat = self.model.cpu(0);
         self.thaw(0);
+        // The last harvest, if there is a log: with it, the replica is what the guest reads.
+        for window in self.all_windows() {
+            self.harvest(0, window, u64::MAX);
+        }
         self.log = None;
         self.pages.stop_logging();
         self.look_at_all(0);
         self.reclaim_all();
         assert_eq!(self.guest.mmu().memory().live(), self.expected_tables(), "what is empty comes back by itself");
-        let everything = IpaRange::new(Ipa::new(0), self.guest.geometry().ipa_size()).expect("some");
-        self.unmap_with(0, everything);
+        for window in self.all_windows() {
+            self.unmap_with(0, window);
+        }
         assert_eq!(self.pages.len(), 0);
         self.reclaim_all();
         assert_eq!(self.guest.mmu().memory().live(), self.guest.geometry().root_tables());
@@ -126,6 +131,9 @@ impl<'s, 'h, G: Granule> Session<'s, 'h, G> {
             Operation::StopLogging => {
                 self.log = None;
                 self.pages.stop_logging();
+            }
+            Operation::Scan | Operation::Harvest { .. } if self.log.is_none() => {
+                self.start_logging(cpu, Initial::Clean);
             }
             Operation::Scan => drop(self.scan(cpu, range)),
             Operation::Harvest { mask } => self.harvest(cpu, range, mask),
@@ -333,9 +341,11 @@ impl<'s, 'h, G: Granule> Session<'s, 'h, G> {
     }
 
     fn look_at_all(&self, cpu: u16) {
-        for base in self.windows {
-            self.look(cpu, IpaRange::new(Ipa::new(base), WINDOW * G::PAGE_SIZE).expect("some"));
-        }
+        self.all_windows().into_iter().for_each(|window| self.look(cpu, window));
+    }
+
+    fn all_windows(&self) -> [IpaRange; WINDOWS] {
+        self.windows.map(|base| IpaRange::new(Ipa::new(base), WINDOW * G::PAGE_SIZE).expect("some"))
     }
 
     fn all_pages(&self) -> Vec<u64> {

@@ -10,7 +10,7 @@ pub(crate) const CPUS: u16 = 3;
 /// Windows of addresses that are worked on.
 pub(crate) const WINDOWS: usize = 5;
 /// Pages of each.
-pub(crate) const WINDOW: u64 = 24;
+pub(crate) const WINDOW: u64 = 12;
 
 /// The machine and its guest.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +105,8 @@ fn step([operation, place, range, argument]: [u8; 4]) -> Step {
     let count = if argument & 0x80 == 0 { 1 + u64::from(argument) % 4 } else { u64::from(argument) % WINDOW + 1 };
     Step {
         cpu: u16::from(place >> 6) % CPUS,
-        window: usize::from(place) % WINDOWS,
+        // Mostly where the log is.
+        window: [0, 0, 0, 1, 1, 2, 3, 4][usize::from(place & 7)],
         first,
         count: count.min(WINDOW - first),
         operation: self::operation(operation, argument),
@@ -143,7 +144,7 @@ fn operation(code: u8, argument: u8) -> Operation {
         }
         26 => Operation::Look,
         27 => Operation::LookAtAll,
-        28 => Operation::StartLogging(if flag(3) { Initial::Clean } else { Initial::Dirty }),
+        28 => Operation::StartLogging(if argument >> 3 & 3 == 3 { Initial::Dirty } else { Initial::Clean }),
         29 if argument > 0xc0 => Operation::StopLogging,
         29 | 30 => Operation::Scan,
         31..=33 => Operation::Harvest { mask: if flag(3) { u64::MAX } else { u64::from(argument) * 0x0101_0101_0101 } },
