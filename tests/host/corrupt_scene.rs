@@ -127,7 +127,6 @@ impl<G: Granule> Scene<G> {
         let table = |pa: Pa| pa.raw() | 0b11;
         let mut bad = vec![
             ("a marker nobody makes", 7 << 56 | DIRTY),
-            ("another marker nobody makes", 6 << 56 | DIRTY),
             ("content without validity or marker", self.page.raw() | 0b10 | DIRTY),
             ("a bit alone", 1 << 62 | DIRTY),
         ];
@@ -151,6 +150,7 @@ impl<G: Granule> Scene<G> {
             ("a subtree that hangs elsewhere, too", table(Self::table_at(&self.elsewhere, child))),
             ("a table of another guest", table(self.others[child as usize - self.path[0].0 as usize])),
             ("a frozen entry that leads elsewhere", Self::table_at(&self.elsewhere, child).raw() | 0b10 | 1 << 56),
+            ("a collapsing entry that leads elsewhere", Self::table_at(&self.elsewhere, child).raw() | 0b10 | 6 << 56),
             ("a block beyond the physical addresses", 1 << PA_BITS | 0b01 | DIRTY | 1 << 10),
             ("a block that is not aligned to its size", (G::entry_size(level) / 2) | 0b01 | DIRTY | 1 << 10),
         ]);
