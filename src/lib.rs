@@ -33,6 +33,9 @@
 #[cfg(any(test, loom, feature = "model"))]
 extern crate std;
 
+#[cfg(all(shuttle, not(feature = "model")))]
+compile_error!("under cfg(shuttle) the words are watched: build with the feature `model`");
+
 pub mod addr;
 pub mod arch;
 mod changes;
@@ -51,7 +54,6 @@ pub mod reclaim;
 pub mod stage2;
 mod sync;
 mod tlb;
-mod twin;
 pub mod vmid;
 mod walk;
 

@@ -32,8 +32,7 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use crate::cpu::{Counters, CpuIndex, CpuSlot};
-use crate::sync::{AtomicU64, Ordering, const_unless_loom, fence};
-use crate::twin;
+use crate::sync::{AtomicU64, Ordering, const_unless_loom, fence, probe};
 
 const OFFLINE: u64 = 0;
 
@@ -115,7 +114,7 @@ impl<'h> Quiescence<'h> {
         for (cpu, slot) in self.slots.iter().enumerate() {
             // Acquire: what is freed next is freed after the reader's last use of it.
             let announced = slot.epoch.load(Ordering::Acquire);
-            if announced != OFFLINE && announced < period.0 && twin::GRACE_PERIOD {
+            if announced != OFFLINE && announced < period.0 {
                 return Err(Waiting(CpuIndex(cpu as u16)));
             }
         }
@@ -227,6 +226,7 @@ impl Reader<'_> {
     /// Announces a quiescent state: this CPU holds nothing it found in a table.
     #[inline(always)]
     pub fn quiescent(&mut self) {
+        probe::section_ended();
         // Acquire: partner of the release in `begin`. Release: partner of the acquire in `poll`.
         let epoch = self.domain.epoch.0.load(Ordering::Acquire);
         self.slot.epoch.store(epoch, Ordering::Release);
@@ -243,6 +243,7 @@ impl Reader<'_> {
                 self.0.online();
             }
         }
+        probe::section_ended();
         // Release: all reads of this section are done before others see the slot.
         self.slot.epoch.store(OFFLINE, Ordering::Release);
         let _back = BackOnline(self);
@@ -283,6 +284,7 @@ impl Reader<'_> {
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
+        probe::section_ended();
         self.slot.epoch.store(OFFLINE, Ordering::Release);
         self.slot.claimed.store(false, Ordering::Release);
     }

@@ -37,8 +37,8 @@ impl Vmid {
 
 const GENERATION_SHIFT: u32 = 16;
 const MAX_VMIDS: usize = 1 << 16;
-/// The bits of a VMID where not all CPUs have 16. Three VMIDs are as many as loom can run out of.
-const NARROW_BITS: u32 = if cfg!(loom) { 2 } else { 8 };
+/// The bits of a VMID where not all CPUs have 16. Three VMIDs are as many as loom and shuttle can run out of.
+const NARROW_BITS: u32 = if cfg!(any(loom, shuttle)) { 2 } else { 8 };
 
 /// A VMID with its generation; 0 stands for none.
 #[derive(Clone, Copy, PartialEq, Eq)]

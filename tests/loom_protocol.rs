@@ -4,15 +4,8 @@
 //! interleaving of two or three CPUs with at most the stated number of involuntary switches (the first argument of
 //! `Setting::new`), and every value that the memory model lets a load return.
 //!
-//! # What happens without
-//! Each of these builds with one part removed (see `src/twin.rs`), and then fails in the named test, by an assertion of the
-//! test or, for the grace period itself, by loom's report of an access to what was freed.
-//!
-//! | built with | is caught by | and by |
-//! |---|---|---|
-//! | `--cfg twin_no_recheck` | [`a_mapping_is_never_installed_in_a_table_that_is_no_longer_linked`] | [`two_mappings_into_a_table_that_is_being_unlinked_are_both_found`], [`map_unmap_and_reclaim_agree_on_what_is_mapped`], [`no_table_that_was_emptied_is_forgotten`], [`a_mapping_beside_a_table_recycled_at_the_same_place_is_found`] |
-//! | `--cfg twin_no_child_lock` | the same | the same |
-//! | `--cfg twin_no_grace` | [`a_scan_never_looks_at_a_table_that_was_freed`] | [`a_query_never_looks_at_a_table_that_was_freed_and_recycled`], [`a_grace_period_outlasts_the_sections_of_two_readers`], [`a_reader_that_comes_back_online_is_waited_for_or_sees_the_unlinking`] |
+//! What each part of the protocol is needed for is in `docs/mutants.md`: the library without it fails in the test named there, by
+//! an assertion of the test or, for the grace period, by loom's report of an access to what was freed.
 //!
 //! A table recycled at the same place with an equal descriptor does no harm even without the grace period: it covers the same
 //! addresses of the same tree, and its metadata says so.

@@ -9,6 +9,7 @@
 //! after counting down.
 
 use core::{
+    arch::asm,
     cell::UnsafeCell,
     ptr,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering},
@@ -71,6 +72,13 @@ fn affinities() -> &'static [u64] {
 pub fn current() -> CpuIndex {
     // `init_cpu` wrote a CpuIndex before any Rust code could ask.
     CpuIndex(sysreg::read!("tpidr_el2") as u8)
+}
+
+/// Lets another CPU go on that this one shares a core with; or, where QEMU runs all CPUs by turns, its turn.
+#[inline]
+pub fn yield_now() {
+    // SAFETY: a hint.
+    unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };
 }
 
 /// How many CPUs the machine has, at most [`MAX_CPUS`].

@@ -9,6 +9,7 @@
 //!   exception to EL2, and [`psci::Psci`] answers its power calls;
 //! - [`timer::Alarm`] lets a CPU without a guest sleep;
 //! - [`ram`] tells what memory is free, [`guest_tree`] builds the guest's device tree;
+//! - [`trace`] tells a tracer what no instruction shows;
 //! - [`args`], [`events`], [`exit()`] and `defmt`'s macros talk to the host.
 //!
 //! The shape is a static partition: a vCPU is a CPU, and its EL1 registers, floating point registers,
@@ -37,6 +38,7 @@ pub mod psci;
 pub mod ram;
 mod sysreg;
 pub mod timer;
+pub mod trace;
 pub mod vcpu;
 mod vectors;
 

@@ -116,11 +116,12 @@ impl<'h> LogState<'h> {
         }
     }
 
-    /// Sets or clears all bits.
+    /// Sets or clears all bits. Acquire: what was stored before a bit that goes, or that was there already, is copied. A plain store
+    /// would hide that bit from [`Self::clear`], and with it the store.
     pub(crate) fn fill(&self, dirty: bool) {
         if let Some(bitmap) = &self.bitmap {
             for word in bitmap.words {
-                word.store(if dirty { u64::MAX } else { 0 }, Ordering::Relaxed);
+                word.swap(if dirty { u64::MAX } else { 0 }, Ordering::Acquire);
             }
         }
     }

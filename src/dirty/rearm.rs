@@ -103,10 +103,19 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         let result = self.stage2.for_each_locked_if(reader, chunk, wanted, |locked, part, first, count| {
             let level = locked.level();
             let mut span: Option<IpaRange> = None;
+            let mut corrupt = Ok(());
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let leaf = locked.read(index);
-                if !leaf.is_dirty() || !matches!(leaf.kind(level), Kind::Page(_) | Kind::Block(_)) {
+                if !leaf.is_dirty() {
                     continue;
+                }
+                match locked.kind(index) {
+                    Kind::Page(_) | Kind::Block(_) => {}
+                    Kind::Reserved => {
+                        corrupt = Err((ipa, Corrupt { ipa, level }));
+                        break;
+                    }
+                    _ => continue,
                 }
                 let last = M::Granule::entry_last(ipa, level);
                 if covers::<M::Granule>(part, ipa, level) && harvest.all(ipa, last) {
@@ -119,7 +128,7 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
             if let Some(span) = span {
                 gather.leaves(span, level);
             }
-            Ok(())
+            corrupt
         });
         // Also if the tree turned out corrupt: what was cleaned is flushed.
         let flushed = gather.flush();

@@ -5,13 +5,14 @@ use core::fmt;
 use super::DirtyLog;
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
+use crate::descriptor::Kind;
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::stage2::entries;
 use crate::sync::{Ordering, fence};
-use crate::walk::Visit;
+use crate::walk::{Tree, Visit};
 
 /// Why a range was not scanned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +25,7 @@ pub enum ScanError {
         /// The words it takes.
         needed: u64,
     },
-    /// The tree is corrupt; the bits of what came before are set.
+    /// The tree is corrupt; the bits of what came before are set. An entry that is not dirty is not looked at closely.
     Corrupt(Corrupt),
 }
 
@@ -70,14 +71,16 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
                 }
             }
         };
+        let mut corrupt = Ok(());
         self.stage2
             .read_only(reader)
             .visit(range, |visit| {
                 if visit.table.may_be_dirty() {
-                    scan_table::<M::Granule>(&visit, &mut note);
+                    corrupt = scan_table(&self.stage2.tree, &visit, &mut note);
                 }
-                true
+                corrupt.is_ok()
             })
+            .and(corrupt)
             .map_err(ScanError::Corrupt)?;
         // Entries first, the side log then: whoever removes a dirty entry writes the log before.
         fence(Ordering::Acquire);
@@ -87,20 +90,28 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
 }
 
 #[inline(always)]
-fn scan_table<G: Granule>(visit: &Visit<'_>, note: &mut impl FnMut(Ipa, u64)) {
+fn scan_table<A: Arch, M: TableMemory>(
+    tree: &Tree<'_, A, M>,
+    visit: &Visit<'_>,
+    note: &mut impl FnMut(Ipa, u64),
+) -> Result<(), Corrupt> {
     let level = visit.table.level;
-    for (index, ipa) in entries::<G>(visit.range.start(), level, visit.first, visit.count) {
+    for (index, ipa) in entries::<M::Granule>(visit.range.start(), level, visit.first, visit.count) {
         let entry = visit.table.read(index);
         if !entry.is_dirty() || !entry.is_leaf(level) {
             continue;
         }
+        if tree.kind(entry, level) == Kind::Reserved {
+            return Err(Corrupt { ipa, level });
+        }
         if level == Level::LEAF {
             note(ipa, 1);
         } else {
-            let last = G::entry_last(ipa, level).min(visit.range.last());
-            note(ipa, (last.raw() - ipa.raw() + 1) >> G::PAGE_SHIFT);
+            let last = M::Granule::entry_last(ipa, level).min(visit.range.last());
+            note(ipa, (last.raw() - ipa.raw() + 1) >> M::Granule::PAGE_SHIFT);
         }
     }
+    Ok(())
 }
 
 /// Whether a bitmap of so many words has a bit for each page of `range`; else how many words it takes.

@@ -10,7 +10,7 @@ use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
-use crate::stage2::Stage2;
+use crate::stage2::{Stage2, entries};
 use crate::sync::{Ordering, fence};
 use crate::tlb::Gather;
 use crate::walk::Locked;
@@ -91,11 +91,13 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     fn clean_all(&self, reader: &Reader<'_>, logged: IpaRange) -> Result<(), Corrupt> {
         let mut gather = Gather::new(&self.tree, reader);
-        let cleaned = self.for_each_locked(reader, logged, |locked, _, first, count| {
+        let cleaned = self.for_each_locked(reader, logged, |locked, part, first, count| {
             let level = locked.level();
-            for index in first..first + count {
-                if let Kind::Page(_) | Kind::Block(_) = locked.read(index).kind(level) {
-                    locked.replace_leaf(index, Descriptor::with_clean);
+            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
+                match locked.kind(index) {
+                    Kind::Page(_) | Kind::Block(_) => _ = locked.replace_leaf(index, Descriptor::with_clean),
+                    Kind::Reserved => return Err((ipa, Corrupt { ipa, level })),
+                    _ => {}
                 }
             }
             Ok(())

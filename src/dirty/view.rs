@@ -90,18 +90,27 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         range: IpaRange,
         mut look: impl FnMut(Descriptor, Pa, u64),
     ) -> Result<(), Corrupt> {
+        let mut corrupt = Ok(());
         let each = |visit: Visit<'_>| {
             let level = visit.table.level;
             for (index, ipa) in entries::<M::Granule>(visit.range.start(), level, visit.first, visit.count) {
                 let leaf = visit.table.read(index);
-                if let Kind::Page(base) | Kind::Block(base) = leaf.kind(level) {
-                    let last = M::Granule::entry_last(ipa, level).min(visit.range.last());
-                    let offset = ipa.raw() & (M::Granule::entry_size(level) - 1);
-                    look(leaf, base.offset(offset), last.raw() - ipa.raw() + 1);
+                match self.tree.kind(leaf, level) {
+                    Kind::Page(base) | Kind::Block(base) => {
+                        let last = M::Granule::entry_last(ipa, level).min(visit.range.last());
+                        let offset = ipa.raw() & (M::Granule::entry_size(level) - 1);
+                        look(leaf, base.offset(offset), last.raw() - ipa.raw() + 1);
+                    }
+                    Kind::Reserved => {
+                        corrupt = Err(Corrupt { ipa, level });
+                        return false;
+                    }
+                    _ => {}
                 }
             }
             true
         };
-        self.read_only(reader).visit(range, each).map(|_| ())
+        self.read_only(reader).visit(range, each)?;
+        corrupt
     }
 }

@@ -208,9 +208,6 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort)));
         }
         let found = self.read_only(reader).find(page).map_err(FaultError::Corrupt)?;
-        if found.value.kind(found.table.level) == Kind::Reserved {
-            return Err(FaultError::Corrupt(Corrupt { ipa: page, level: found.table.level }));
-        }
         match need.judge(found.value, found.table.level) {
             Verdict::Missing => self.page_in(reader, backing, abort, need, attributes, seen),
             Verdict::Passes => Ok(self.spurious(reader, need)),
@@ -227,7 +224,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             FaultAddress::Unknown => Where::Unknown,
             FaultAddress::NeedsTranslation { va } => {
                 // Fails if another vCPU has changed the guest's tables meanwhile: then the access is tried again.
-                let par = self.tree.mmu.arch.translate_stage1(va, Stage1Access::Read);
+                let arch = &self.tree.mmu.arch;
+                let par = arch.in_guest_regime(|| arch.translate_stage1(va, Stage1Access::Read));
                 Par::new(par).ipa(va).map_or(Where::Retry, Where::At)
             }
         }

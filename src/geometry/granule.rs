@@ -20,6 +20,9 @@ pub trait Granule: sealed::Sealed + Copy + Send + Sync + core::fmt::Debug + 'sta
     /// The value of `VTCR_EL2.TG0`.
     const TG0: u64;
 
+    /// The first level that has blocks, without the 52-bit forms of descriptors (Arm ARM D8.3, "VMSAv8-64 translation table format descriptors").
+    const FIRST_BLOCK_LEVEL: Level = if Self::PAGE_SHIFT == 12 { Level::L1 } else { Level::L2 };
+
     /// Bytes of a page.
     const PAGE_SIZE: u64 = 1 << Self::PAGE_SHIFT;
     /// Descriptors of a table.

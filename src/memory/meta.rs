@@ -35,20 +35,44 @@ pub enum TableState {
 /// What the table's lock protects.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guarded {
-    /// The tree it is linked into.
-    pub(crate) owner: TreeId,
-    /// The first address it covers there.
-    pub(crate) base: Ipa,
     /// Entries that are not [`Descriptor::NONE`](crate::descriptor::Descriptor::NONE).
     pub(crate) occupied: u16,
+}
+
+/// Where a table is in its tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    /// The first address it covers. Aligned to all it covers, and so with room for the level.
+    pub(crate) base: Ipa,
     /// Its level.
     pub(crate) level: Level,
+}
+
+impl Place {
+    const fn packed(self) -> u64 {
+        self.base.raw() | self.level as u64
+    }
+
+    const fn unpacked(raw: u64) -> Self {
+        let level = match raw & 3 {
+            0 => Level::L0,
+            1 => Level::L1,
+            2 => Level::L2,
+            _ => Level::L3,
+        };
+        Self { base: Ipa::new(raw & !3), level }
+    }
 }
 
 /// The metadata of one table. One cache line, its own.
 #[repr(align(64))]
 pub struct TableMeta {
     guarded: Mutex<Guarded>,
+    /// The tree it is linked into. Stored under the lock, read by anybody.
+    owner: AtomicU64,
+    /// Its [`Place`] there. Stored before it is linked, and constant until it was freed: not loom's, to which it would be
+    /// more of the same.
+    place: core::sync::atomic::AtomicU64,
     state: AtomicU8,
     /// Whether an entry may be writable. Set, with release, under the lock before such an entry is installed.
     may_be_dirty: AtomicBool,
@@ -63,7 +87,9 @@ impl TableMeta {
         /// The metadata of a table that is not in use.
         pub fn new() -> Self {
             Self {
-                guarded: Mutex::new(Guarded { owner: TreeId::NONE, base: Ipa::new(0), occupied: 0, level: Level::L3 }),
+                guarded: Mutex::new(Guarded { occupied: 0 }),
+                owner: AtomicU64::new(TreeId::NONE.0),
+                place: core::sync::atomic::AtomicU64::new(Place { base: Ipa::new(0), level: Level::L3 }.packed()),
                 state: AtomicU8::new(TableState::Free as u8),
                 may_be_dirty: AtomicBool::new(false),
                 link: AtomicU64::new(END_OF_LIST),
@@ -74,6 +100,48 @@ impl TableMeta {
     #[inline(always)]
     pub(crate) fn lock(&self) -> MutexGuard<'_, Guarded> {
         self.guarded.lock()
+    }
+
+    /// What a watcher of locks knows this table's by.
+    #[cfg(all(feature = "model", not(loom)))]
+    pub(crate) fn lock_address(&self) -> usize {
+        core::ptr::from_ref(&self.guarded).addr()
+    }
+
+    /// Makes it the table at `place` in the tree of `owner`, with nothing in it, before it is linked there.
+    pub(crate) fn adopt(&self, owner: TreeId, place: Place) {
+        let mut guarded = self.lock();
+        guarded.occupied = 0;
+        self.place.store(place.packed(), Ordering::Relaxed);
+        self.owner.store(owner.0, Ordering::Release);
+        drop(guarded);
+        self.clear_may_be_dirty();
+        self.set_link(None);
+        self.set_state(TableState::Live);
+    }
+
+    /// It is in no tree any more. Of a tree that others use: under the lock, after its parent's entry was replaced. Release: who
+    /// sees this sees that.
+    pub(crate) fn disown(&self) {
+        self.owner.store(TreeId::NONE.0, Ordering::Release);
+    }
+
+    /// Whether it is in the tree of `owner`. Acquire: the partner of the release in [`Self::disown`].
+    #[inline(always)]
+    pub(crate) fn is_owned_by(&self, owner: TreeId) -> bool {
+        self.owner.load(Ordering::Acquire) == owner.0
+    }
+
+    /// Whether it is the one at `place` there.
+    #[inline(always)]
+    pub(crate) fn is_at(&self, owner: TreeId, place: Place) -> bool {
+        self.is_owned_by(owner) && self.place.load(Ordering::Relaxed) == place.packed()
+    }
+
+    /// Where it is, or was before it was taken out.
+    #[inline(always)]
+    pub(crate) fn place(&self) -> Place {
+        Place::unpacked(self.place.load(Ordering::Relaxed))
     }
 
     /// Where in its life the table is, at this moment.

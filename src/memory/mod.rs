@@ -9,7 +9,7 @@ pub(crate) mod model;
 mod pool;
 mod spare;
 
-pub(crate) use meta::Guarded;
+pub(crate) use meta::{Guarded, Place};
 pub use meta::{TableMeta, TableState, TreeId};
 pub use pool::{Pool, PoolRegion, PoolUse};
 pub(crate) use spare::{SpareTable, Spares};

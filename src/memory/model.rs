@@ -1,17 +1,41 @@
 //! Table memory made of constructed arrays: loom's atomics cannot be laid over raw pages.
 
 use core::marker::PhantomData;
+#[cfg(all(feature = "model", not(loom)))]
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64 as Plain, Ordering};
 use std::boxed::Box;
+use std::sync::Arc;
 use std::vec::Vec;
 
 use crate::addr::Pa;
 use crate::geometry::granule::Granule;
 use crate::memory::{OutOfTables, TableMemory, TableMeta, TablePage};
-use crate::sync::{Mutex, Word};
+use crate::sync::{Mutex, Word, probe};
 
 /// What a freed page is filled with: reserved at every level, so a walk that meets it has looked at a freed table.
 pub const POISON: u64 = 0xdead_0000_0000_0004;
+
+/// Who is told what becomes of the pages of a [`ModelMemory`].
+pub(crate) trait TableWatcher: Send + Sync {
+    /// These are the pages.
+    #[cfg(all(feature = "model", not(loom)))]
+    fn watch(&self, pages: Vec<WatchedPage>);
+    /// `1 << order` pages from `table` on were given out, zeroed.
+    fn given(&self, table: Pa, order: u32);
+    /// They are given back.
+    fn freed(&self, table: Pa, order: u32);
+}
+
+/// Where the modelled memory keeps a page.
+#[cfg(all(feature = "model", not(loom)))]
+pub(crate) struct WatchedPage {
+    pub(crate) table: Pa,
+    /// The addresses of its words.
+    pub(crate) words: Range<usize>,
+    /// The address of its lock.
+    pub(crate) lock: usize,
+}
 
 /// Table memory of a fixed number of pages, on a host.
 pub struct ModelMemory<G> {
@@ -21,6 +45,7 @@ pub struct ModelMemory<G> {
     free: Mutex<Vec<usize>>,
     /// Allocations until the next one fails; `u64::MAX` for never.
     failing_in: Plain,
+    watcher: Option<Arc<dyn TableWatcher>>,
     granule: PhantomData<G>,
 }
 
@@ -38,8 +63,25 @@ impl<G: Granule> ModelMemory<G> {
             base: Pa::new(16 * G::PAGE_SIZE),
             free: Mutex::new((0..pages).rev().collect()),
             failing_in: Plain::new(u64::MAX),
+            watcher: None,
             granule: PhantomData,
         }
+    }
+
+    /// The same, with somebody who is told of it.
+    #[cfg(all(feature = "model", not(loom)))]
+    pub(crate) fn watched(pages: usize, watcher: Arc<dyn TableWatcher>) -> Self {
+        let memory = Self::new(pages);
+        let watched = memory.pages.iter().enumerate().map(|(index, page)| {
+            let words = page.entries.as_ptr_range();
+            WatchedPage {
+                table: memory.pa(index),
+                words: words.start.addr()..words.end.addr(),
+                lock: page.meta.lock_address(),
+            }
+        });
+        watcher.watch(watched.collect());
+        Self { watcher: Some(watcher), ..memory }
     }
 
     /// Lets `successes` more allocations succeed and the one after fail.
@@ -52,12 +94,32 @@ impl<G: Granule> ModelMemory<G> {
         self.pages.len() - self.free.lock().len()
     }
 
+    /// The hardware's atomic update of a descriptor to what `change` makes of it, if it makes something; what it made.
+    #[cfg(all(feature = "model", not(loom)))]
+    pub(crate) fn update(&self, table: Pa, index: usize, change: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let word = self.pages.get(self.index(table)?)?.entries.get(index)?;
+        probe::unwatched(|| {
+            let old = word.load(Ordering::Acquire);
+            let new = change(old)?;
+            word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok().then_some(new)
+        })
+    }
+
     fn index(&self, table: Pa) -> Option<usize> {
         let index = (table.raw().checked_sub(self.base.raw())? >> G::PAGE_SHIFT) as usize;
         (index < self.pages.len() && table.is_aligned(G::PAGE_SHIFT)).then_some(index)
     }
 
+    fn pa(&self, index: usize) -> Pa {
+        self.base.offset((index as u64) << G::PAGE_SHIFT)
+    }
+
+    /// Nobody is told of these stores: they are part of giving and taking back.
     fn fill(&self, first: usize, order: u32, value: u64) {
+        probe::unwatched(|| self.fill_unwatched(first, order, value));
+    }
+
+    fn fill_unwatched(&self, first: usize, order: u32, value: u64) {
         for page in self.pages.iter().skip(first).take(1 << order) {
             for entry in &page.entries {
                 entry.store(value, Ordering::Relaxed);
@@ -93,11 +155,17 @@ unsafe impl<G: Granule> TableMemory for ModelMemory<G> {
         free.retain(|page| !(first..first + count).contains(page));
         drop(free);
         self.fill(first, order, 0);
-        Ok(self.base.offset((first as u64) << G::PAGE_SHIFT))
+        if let Some(watcher) = &self.watcher {
+            watcher.given(self.pa(first), order);
+        }
+        Ok(self.pa(first))
     }
 
     unsafe fn free(&self, table: Pa, order: u32) {
         let Some(first) = self.index(table) else { return };
+        if let Some(watcher) = &self.watcher {
+            watcher.freed(table, order);
+        }
         self.fill(first, order, POISON);
         self.free.lock().extend((first..first + (1 << order)).rev());
     }

@@ -22,12 +22,11 @@ mod list;
 
 use arrayvec::ArrayVec;
 
-use crate::addr::{Ipa, Level};
 use crate::arch::Arch;
 use crate::cpu::CpuIndex;
 use crate::error::ArgumentError;
 use crate::geometry::granule::Granule;
-use crate::memory::{TableMemory, TableMeta, TableState};
+use crate::memory::{Place, TableMemory, TableState};
 use crate::quiescence::{Quiescing, Reader};
 use crate::stage2::Stage2;
 use crate::sync::{AtomicU32, Mutex, Ordering};
@@ -191,7 +190,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let mut postponed = List::new();
         for _ in 0..budget {
             let Some((table, meta)) = work.ready.pop(memory) else { break };
-            let place = Place::of(meta);
+            let place = meta.place();
             let detached = self.at_parent(reader, place, |parent, index| {
                 // Open before the entry changes, and not before there is something to flush.
                 let gather = gather.get_or_insert_with(|| Gather::new(&self.tree, reader));
@@ -209,7 +208,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let (Some(gather), count @ 1..) = (gather, batch.len()) else { return 0 };
         let flushed = gather.flush();
         batch.for_each(memory, |table, meta| {
-            self.at_parent(reader, Place::of(meta), |parent, index| {
+            self.at_parent(reader, meta.place(), |parent, index| {
                 parent.finish_detach(index, table, &flushed);
                 self.hint_if_empty(parent);
             });
@@ -234,21 +233,5 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let mut parent = self.read_write(reader).lock(place.base, level).ok()?;
         let index = M::Granule::index(place.base, level);
         (parent.level() == level).then(|| change(&mut parent, index))
-    }
-}
-
-/// Where a table hangs.
-#[derive(Clone, Copy)]
-struct Place {
-    base: Ipa,
-    level: Level,
-}
-
-impl Place {
-    /// Where `meta`'s table hangs, or hung before it was taken out. Its lock is given back before the parent's is taken: the
-    /// order is parent before child.
-    fn of(meta: &TableMeta) -> Self {
-        let guarded = meta.lock();
-        Self { base: guarded.base, level: guarded.level }
     }
 }

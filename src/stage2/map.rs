@@ -131,7 +131,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             for index in locked.index.. {
                 let old = locked.read(index);
                 if !old.is_none() {
-                    let cause = match old.kind(Level::LEAF) {
+                    let cause = match locked.kind(index) {
                         Kind::Page(_) | Kind::Block(_) => MapCause::Exists,
                         Kind::Marker(_) => MapCause::Retry,
                         _ => MapCause::Corrupt(Corrupt { ipa: at, level: Level::LEAF }),
@@ -202,7 +202,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             if level == Level::LEAF {
                 return Ok(locked);
             }
-            match locked.read(locked.index).kind(level) {
+            match locked.kind(locked.index) {
                 // Linked by another CPU since the descent: go on down.
                 Kind::Table(_) => {}
                 Kind::Invalid => {

@@ -87,7 +87,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let mut stopped = Ok(());
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let leaf = locked.read(index);
-                let cause = match leaf.kind(level) {
+                let cause = match locked.kind(index) {
                     Kind::Invalid | Kind::Table(_) => continue,
                     Kind::Marker(Marker::Removing | Marker::Claimed | Marker::Detached) => continue,
                     Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {

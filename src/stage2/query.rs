@@ -68,7 +68,6 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let level = found.table.level;
         let base = match found.value.kind(level) {
             Kind::Page(base) | Kind::Block(base) => base,
-            Kind::Reserved => return Err(QueryError::Corrupt(Corrupt { ipa, level })),
             _ => return Ok(None),
         };
         let format = self.tree.format;

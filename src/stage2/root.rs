@@ -21,14 +21,13 @@ use crate::descriptor::{Descriptor, Format, Marker};
 use crate::dirty::{DirtyBitmap, LogState};
 use crate::error::ArgumentError;
 use crate::geometry::{Geometry, HardwareUpdate, VttbrError, granule::Granule};
-use crate::memory::{OutOfTables, OwnTables, TableMemory, TableState, TreeId};
+use crate::memory::{OutOfTables, OwnTables, Place, TableMemory, TableState, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::{GracePeriod, Reader};
 use crate::reclaim::ReclaimState;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tlb::Gather;
 use crate::vmid::TreeVmid;
-use crate::walk::adopt;
 use crate::walk::{Table, Tree};
 
 /// Why there is no new tree.
@@ -172,7 +171,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         for index in 0..geometry.root_tables() {
             if let Some(table) = tree.root_at(index) {
                 let base = Ipa::new((index as u64) << (M::Granule::shift(level) + M::Granule::INDEX_BITS));
-                adopt(table.meta(), id, base, level);
+                table.meta().adopt(id, Place { base, level });
             }
         }
         Ok(Self { tree, log: LogState::new(log, M::Granule::PAGE_SHIFT), reclaim: ReclaimState::new() })
@@ -263,8 +262,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     /// Whether the table is this tree's, and of the level it is found at: an entry that somebody else wrote frees nothing.
     fn owns(&self, table: &Table<'_>) -> bool {
-        let guarded = table.meta().lock();
-        guarded.owner == self.tree.id && guarded.level == table.level && table.meta().state() != TableState::Free
+        let meta = table.meta();
+        meta.is_owned_by(self.tree.id) && meta.place().level == table.level
     }
 
     /// Frees the tables `table` points to, and theirs: no more than three levels deep.
@@ -287,6 +286,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
 /// Marks the table as nobody's, so that a tree that names it twice frees it once.
 fn retire_meta(table: &Table<'_>) {
+    table.meta().disown();
     table.meta().set_state(TableState::Free);
 }
 

@@ -129,7 +129,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let mut marked = false;
             for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                 let old = locked.read(index);
-                let cause = match old.kind(level) {
+                let cause = match locked.kind(index) {
                     Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Detached) => continue,
                     Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
                         locked.replace_leaf(index, |leaf| leaf.into_removing(reader.cpu().0));

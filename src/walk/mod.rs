@@ -17,7 +17,7 @@ mod rw;
 mod tree;
 
 pub(crate) use ro::{ReadOnly, Visit};
-pub(crate) use rw::{Kept, Locked, ReadWrite, UnlinkedTable, adopt};
+pub(crate) use rw::{Kept, Locked, ReadWrite, UnlinkedTable};
 pub(crate) use tree::{Table, Tree};
 
 use crate::addr::{Ipa, Level};
@@ -70,7 +70,7 @@ fn descend<'r, A: Arch, M: TableMemory>(
         let index = M::Granule::index(ipa, table.level);
         let value = table.read(index);
         if table.level < stop
-            && let Some(child) = tree.child(ipa, table.level, value)?
+            && let Some(child) = tree.child(ipa, table.level, value).map_err(|_| tree.blame(ipa))?
         {
             parent = Some(ParentSnapshot { table, index, value });
             table = child;

@@ -8,6 +8,7 @@
 use super::{Position, Table, Tree, descend};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
+use crate::descriptor::Kind;
 use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
@@ -39,10 +40,28 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
         Self { tree, section }
     }
 
-    /// The entry that translates `ipa`, or the one at which the tables end: at the deepest level there is.
+    /// The entry that translates `ipa`, or the one at which the tables end: at the deepest level there is. Never one of
+    /// [`Kind::Reserved`].
+    ///
+    /// The parent says which table that is; if the table says otherwise, it was taken out in between, and the parent has changed.
+    /// Else somebody else wrote the parent.
     #[inline(always)]
     pub(crate) fn find(&self, ipa: Ipa) -> Result<Position<'r>, Corrupt> {
-        descend(self.tree, self.section, ipa, Level::LEAF)
+        loop {
+            let found = descend(self.tree, self.section, ipa, Level::LEAF)?;
+            let level = found.table.level;
+            if found.table.is_at(self.tree, ipa) {
+                return match self.tree.kind(found.value, level) {
+                    Kind::Reserved => Err(Corrupt { ipa, level }),
+                    _ => Ok(found),
+                };
+            }
+            // Again no more than once for each level: a table is taken out after a grace period in which it was seen empty,
+            // so none that is linked in this section is.
+            if found.parent.is_none_or(|parent| parent.is_unchanged()) {
+                return Err(self.tree.blame(ipa));
+            }
+        }
     }
 
     /// Shows `look` every table that holds leaves of `range`, from low to high addresses, a table once. Where the tables

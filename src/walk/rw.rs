@@ -17,14 +17,13 @@
 use super::{Position, Table, Tree, descend};
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
-use crate::descriptor::{Descriptor, Marker, needs_break};
+use crate::descriptor::{Descriptor, Kind, Marker, needs_break};
 use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
-use crate::memory::{Guarded, OwnTables, SpareTable, TableMemory, TableState, TreeId};
+use crate::memory::{Guarded, OwnTables, Place, SpareTable, TableMemory, TableState};
 use crate::quiescence::Reader;
 use crate::sync::{MutexGuard, Ordering, load_owned};
 use crate::tlb::Flushed;
-use crate::twin;
 
 /// How often a walk starts over before it couples locks.
 const OPTIMISTIC_TRIES: usize = 4;
@@ -74,7 +73,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
         for _ in 0..OPTIMISTIC_TRIES {
             let found = descend(self.tree, self.section, ipa, stop)?;
             let guarded = found.table.page.meta.lock();
-            if !twin::RECHECK || found.parent.is_none_or(|parent| parent.is_unchanged()) {
+            if found.parent.is_none_or(|parent| parent.is_unchanged()) {
                 return self.admit(ipa, found, guarded);
             }
             drop(guarded);
@@ -95,6 +94,10 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
             if table.level < stop
                 && let Some(child) = self.tree.child(ipa, table.level, value)?
             {
+                // Nobody takes it out while its parent is locked. Before its lock is waited for: this CPU may hold that.
+                if !child.is_at(self.tree, ipa) {
+                    return Err(Corrupt { ipa, level: table.level });
+                }
                 let below = child.page.meta.lock();
                 guarded = below;
                 table = child;
@@ -112,14 +115,11 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
         found: Position<'r>,
         guarded: MutexGuard<'r, Guarded>,
     ) -> Result<Locked<'r, 'h, A, M>, Corrupt> {
-        let level = found.table.level;
-        let is_ours = guarded.owner == self.tree.id
-            && guarded.level == level
-            && guarded.base == M::Granule::table_base(ipa, level);
-        if is_ours || !twin::RECHECK {
+        if found.table.is_at(self.tree, ipa) {
             Ok(Locked { tree: self.tree, table: found.table, guarded, index: found.index })
         } else {
-            Err(Corrupt { ipa, level })
+            drop(guarded);
+            Err(self.tree.blame(ipa))
         }
     }
 }
@@ -141,6 +141,12 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
     #[inline(always)]
     pub(crate) fn read(&self, index: usize) -> Descriptor {
         self.table.page.entries.get(index).map_or(Descriptor::NONE, |entry| Descriptor::from_raw(load_owned(entry)))
+    }
+
+    /// What the entry at `index` is.
+    #[inline(always)]
+    pub(crate) fn kind(&self, index: usize) -> Kind {
+        self.tree.kind(self.read(index), self.table.level)
     }
 
     /// How many entries hold something.
@@ -167,8 +173,9 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         };
         let old = Descriptor::from_raw(old);
         debug_assert!(!needs_break(old, new, self.table.level), "{old:?} to {new:?} without a break");
-        self.guarded.occupied += u16::from(!new.is_none());
-        self.guarded.occupied -= u16::from(!old.is_none());
+        // Saturating: an entry that somebody else wrote was never counted.
+        let occupied = self.guarded.occupied.saturating_add(u16::from(!new.is_none()));
+        self.guarded.occupied = occupied.saturating_sub(u16::from(!old.is_none()));
         old
     }
 
@@ -202,7 +209,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         let Some(level) = self.level().child() else { return };
         let pa = spare.table();
         let Some(page) = self.tree.mmu.memory.page(pa) else { return };
-        adopt(page.meta, self.tree.id, M::Granule::table_base(ipa, level), level);
+        page.meta.adopt(self.tree.id, Place { base: M::Granule::table_base(ipa, level), level });
         self.replace(index, Descriptor::table(spare.into_linked()));
     }
 
@@ -217,21 +224,18 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         if !entry.is_valid() {
             return Err(Kept::Frozen);
         }
-        let mut below = page.meta.lock();
+        let below = page.meta.lock();
         if below.occupied != 0 {
             // Under its lock, so that whoever empties it next can hint it again.
             page.meta.set_state(TableState::Live);
             return Err(Kept::InUse);
         }
         let marker = entry.into_marker(Marker::Detached);
-        if !twin::CHILD_LOCK {
-            drop(below);
-            self.replace(index, marker);
-            return Ok(UnlinkedTable(child));
-        }
-        below.owner = TreeId::NONE;
         page.meta.set_state(TableState::Unlinked);
         self.replace(index, marker);
+        // Not before: a walk that is still on its way here takes a table without owner for another's, if its parent is unchanged.
+        page.meta.disown();
+        drop(below);
         Ok(UnlinkedTable(child))
     }
 
@@ -246,12 +250,4 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         let frozen = is_root && self.tree.frozen.load(Ordering::Acquire);
         self.replace(index, if frozen { Descriptor::NONE.into_marker(Marker::Frozen) } else { Descriptor::NONE });
     }
-}
-
-/// Makes a table page part of a tree, before it is linked.
-pub(crate) fn adopt(meta: &crate::memory::TableMeta, owner: TreeId, base: Ipa, level: Level) {
-    *meta.lock() = Guarded { owner, base, occupied: 0, level };
-    meta.clear_may_be_dirty();
-    meta.set_link(None);
-    meta.set_state(TableState::Live);
 }

@@ -3,10 +3,10 @@
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Stage2Registers};
 use crate::changes::Changes;
-use crate::descriptor::{Descriptor, Format};
+use crate::descriptor::{Descriptor, Format, Kind};
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::{Geometry, granule::Granule};
-use crate::memory::{OwnTables, TableMemory, TableMeta, TablePage, TreeId};
+use crate::memory::{OwnTables, Place, TableMemory, TableMeta, TablePage, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::Reader;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
@@ -64,6 +64,14 @@ impl<'r> Table<'r> {
         self.page.meta.may_be_dirty()
     }
 
+    /// Whether it is the table of its level over `ipa` in `tree`, by what it says itself. A table that is being taken out
+    /// says no, after its parent's entry has changed.
+    #[inline(always)]
+    pub(crate) fn is_at<A: Arch, M: TableMemory>(&self, tree: &Tree<'_, A, M>, ipa: Ipa) -> bool {
+        let place = Place { base: M::Granule::table_base(ipa, self.level), level: self.level };
+        self.page.meta.is_at(tree.id, place)
+    }
+
     /// What is known of it, for lists, and for who owns the tree.
     pub(crate) fn meta(&self) -> &'r TableMeta {
         self.page.meta
@@ -94,6 +102,40 @@ impl<'h, A: Arch, M: TableMemory> Tree<'h, A, M> {
             Some(page) => Ok(Some(Table { page, pa, level: child })),
             None => Err(Corrupt { ipa, level }),
         }
+    }
+
+    /// What `entry` of a table of `level` is: [`Kind::Reserved`], too, if what it maps is not the frame of a page or a block: not
+    /// aligned to its size, beyond the physical address size, or a block where the granule has none.
+    #[inline(always)]
+    pub(crate) fn kind(&self, entry: Descriptor, level: Level) -> Kind {
+        match entry.kind(level) {
+            Kind::Page(pa) | Kind::Block(pa) if !self.is_frame(pa, level) => Kind::Reserved,
+            kind => kind,
+        }
+    }
+
+    #[inline(always)]
+    fn is_frame(&self, pa: Pa, level: Level) -> bool {
+        level >= M::Granule::FIRST_BLOCK_LEVEL
+            && pa.is_aligned(M::Granule::shift(level))
+            && pa.raw() < self.geometry.pa_size()
+    }
+
+    /// The first entry on the way to `ipa` that points to what is no table of this tree, or not the one of that place: when what the
+    /// way ends at is not.
+    #[cold]
+    pub(super) fn blame(&self, ipa: Ipa) -> Corrupt {
+        let mut level = self.geometry.start_level();
+        let mut table = self.root_table(ipa);
+        while let Ok(parent) = table {
+            level = parent.level;
+            match self.child(ipa, level, parent.read(M::Granule::index(ipa, level))) {
+                Ok(Some(child)) if child.is_at(self, ipa) => table = Ok(child),
+                Ok(_) => break,
+                Err(corrupt) => return corrupt,
+            }
+        }
+        Corrupt { ipa, level }
     }
 
     /// What VTCR_EL2 and VTTBR_EL2 hold for this tree under `vmid`.

@@ -8,7 +8,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use fastrand::Rng;
 use spin::Mutex;
 use stage2::Pa;
-use stage2_platform::ram::Region;
+use stage2_platform::{
+    ram::Region,
+    trace::{self, Mark},
+};
 
 use crate::memory::{self, PAGE_BYTES, PAGE_WORDS};
 
@@ -70,6 +73,7 @@ impl Frames {
     pub fn give_back(&self, frame: Pa) {
         let mut free = self.free.lock();
         assert!(free.count < self.total(), "a frame is given back twice");
+        trace::mark(Mark::FrameFreed { frame: frame.raw(), bytes: PAGE_BYTES });
         free.addresses[free.count].store(frame.raw(), Ordering::Relaxed);
         free.count += 1;
     }

@@ -1,6 +1,7 @@
 //! What the bare-metal binaries share: the library, set up on QEMU's `virt` machine.
 //!
 //! - `machine`: the CPUs' features, table memory and the `Mmu` over it;
+//! - `tables`: table memory that a tracer knows;
 //! - `memory`: RAM as slices of atomic words;
 //! - `frames`: page frames in scrambled order.
 //!
@@ -12,3 +13,4 @@
 pub mod frames;
 pub mod machine;
 pub mod memory;
+pub mod tables;

@@ -27,16 +27,19 @@ use stage2::{
     arch::Aarch64,
     cpu::{self, CpuSlot},
     geometry::{Features, Granule4K, IdRegisters},
-    memory::{Pool, PoolRegion},
+    memory::PoolRegion,
     stage2::Loaded,
 };
 use stage2_platform::{
     cpus::{self, CpuIndex, MAX_CPUS},
     ram::Region,
+    trace::Lessened,
 };
 
+use crate::tables::TracedPool;
+
 /// Table memory.
-pub type Tables = Pool<Granule4K>;
+pub type Tables = TracedPool<Granule4K>;
 /// The library's services on this machine.
 pub type MachineMmu<'h> = Mmu<'h, Aarch64, Tables>;
 /// A guest's tables on this machine.
@@ -82,9 +85,9 @@ fn id_registers() -> IdRegisters {
 /// Table memory that fills `region`.
 pub fn tables(region: Region) -> Tables {
     let start = NonNull::new(region.pointer());
-    let regions = start.map(|start| PoolRegion { pa: Pa::new(region.start()), start, bytes: region.size() as usize });
-    // SAFETY: RAM, mapped one to one for the rest of the run; `region`, which ends here, was its only owner.
-    unsafe { Tables::new(regions.as_slice()) }
+    let region = start.map(|start| PoolRegion { pa: Pa::new(region.start()), start, bytes: region.size() as usize });
+    // SAFETY: RAM, mapped one to one for the rest of the run; the `Region`, which ends here, was its only owner.
+    unsafe { Tables::new(region, Lessened::No) }
 }
 
 /// The library's services over `tables`. `features` are [`features`]'s, or fewer.

@@ -8,6 +8,7 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use stage2::dirty::Word;
 use stage2_platform::ram::Region;
 
 /// The bytes of a page.
@@ -23,6 +24,13 @@ pub fn words(region: Region) -> &'static [AtomicU64] {
     let words = unsafe { slice::from_raw_parts(region.pointer().cast::<AtomicU64>(), count) };
     fill(words, 0);
     words
+}
+
+/// The region's memory for good, as the bits of a side log, none of them set.
+pub fn log_words(region: Region) -> &'static [Word] {
+    let words = words(region);
+    // SAFETY: the same memory, at the same alignment: a `Word` is an `AtomicU64` by another name (`repr(transparent)`).
+    unsafe { slice::from_raw_parts(words.as_ptr().cast::<Word>(), words.len()) }
 }
 
 /// Words handled by straight code between two branches: pages are most of what this system's time goes to.

@@ -347,25 +347,6 @@ fn the_loser_of_a_race_gives_its_page_back() {
 }
 
 #[test]
-fn a_fault_for_which_there_are_no_tables_gives_its_page_back_at_every_point_of_failure() {
-    for successes in 0..2 {
-        let mmu = machine(16);
-        let guest = guest(mmu);
-        let reader = reader(mmu, 0);
-        let loaded = guest.load(&reader).unwrap();
-        let memory = Memory::at(0x8000, RW);
-        mmu.memory().fail_after(successes);
-        let error = loaded.resolve(&reader, &memory, write_fault(0x4000));
-        assert_eq!(error, Err(FaultError::OutOfTables));
-        assert_eq!(memory.unused.borrow().len(), 1);
-        assert_eq!(mmu.memory().live(), 2, "no table was linked for nothing");
-        assert_eq!(resolve(&loaded, &reader, &memory, write_fault(0x4000)), Outcome::Resumed);
-        drop(loaded);
-        tear_down(guest, &reader);
-    }
-}
-
-#[test]
 fn a_fault_for_which_tables_are_on_their_way_back_is_tried_again() {
     let mmu = machine(4);
     let guest = guest(mmu);

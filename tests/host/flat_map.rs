@@ -27,6 +27,11 @@ enum Operation {
         attributes: Attributes,
         frame: u64,
     },
+    /// The same, and the allocation after so many fails.
+    MapStarved {
+        frame: u64,
+        successes: u64,
+    },
     Unmap,
     UnmapWith,
     Protect(Permissions),
@@ -59,6 +64,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     let attributes = prop_oneof![permissions().prop_map(Attributes::normal), Just(Attributes::device(true))];
     prop_oneof![
         4 => (attributes, 0u64..1 << 20).prop_map(|(attributes, frame)| Operation::Map { attributes, frame }),
+        2 => (0u64..1 << 20, 0u64..4).prop_map(|(frame, successes)| Operation::MapStarved { frame, successes }),
         2 => Just(Operation::Unmap),
         2 => Just(Operation::UnmapWith),
         1 => permissions().prop_map(Operation::Protect),
@@ -145,7 +151,13 @@ impl<G: Granule> Flat<'_, G> {
         let start = self.windows[step.window] + step.first * G::PAGE_SIZE;
         let range = IpaRange::new(Ipa::new(start), step.count * G::PAGE_SIZE).unwrap();
         match step.operation {
-            Operation::Map { attributes, frame } => self.map(reader, range, attributes, frame * G::PAGE_SIZE),
+            Operation::Map { attributes, frame } => self.map(reader, range, attributes, frame * G::PAGE_SIZE, false),
+            Operation::MapStarved { frame, successes } => {
+                let memory = self.guest.mmu().memory();
+                memory.fail_after(successes);
+                self.map(reader, range, Attributes::normal(Permissions::RW), frame * G::PAGE_SIZE, true);
+                memory.fail_after(u64::MAX);
+            }
             Operation::Unmap => {
                 let unmapped = *self.guest.unmap(reader, range).unwrap().peek();
                 assert_eq!(unmapped.leaves as usize, self.remove(range).len());
@@ -193,22 +205,30 @@ impl<G: Granule> Flat<'_, G> {
         }
     }
 
-    /// Maps up to the first page that is in the way.
-    fn map(&mut self, reader: &Reader<'_>, range: IpaRange, attributes: Attributes, frame: u64) {
+    /// Maps up to the first page that is in the way, or the first table that is not to be had.
+    fn map(&mut self, reader: &Reader<'_>, range: IpaRange, attributes: Attributes, frame: u64, starved: bool) {
         let start = range.start().raw();
         let obstacle = self.of(range).map(|(ipa, _)| *ipa).next();
         let result = self.guest.map(reader, range, Pa::new(frame), attributes, Content::New);
-        let end = match obstacle {
-            None => {
-                assert_eq!(result, Ok(()));
+        let end = match result {
+            Ok(()) => {
+                assert_eq!(obstacle, None);
                 start + range.bytes()
             }
-            Some(at) => {
-                let Err(MapError::Stopped(stopped)) = result else { panic!("{result:?}") };
-                assert_eq!((stopped.cause, stopped.at), (MapCause::Exists, Ipa::new(at)));
+            Err(MapError::Stopped(stopped)) => {
+                let at = stopped.at.raw();
                 assert_eq!(stopped.done, IpaRange::new(Ipa::new(start), at - start));
+                match stopped.cause {
+                    MapCause::Exists => assert_eq!(obstacle, Some(at)),
+                    MapCause::OutOfTables | MapCause::Retry => {
+                        assert!(starved && obstacle.is_none_or(|obstacle| at <= obstacle), "{stopped:?}");
+                        assert!(at == start || G::index(stopped.at, Level::L3) == 0, "a table or none of it");
+                    }
+                    MapCause::Corrupt(_) => panic!("{stopped:?}"),
+                }
                 at
             }
+            Err(other) => panic!("{other:?}"),
         };
         for ipa in (start..end).step_by(G::PAGE_SIZE as usize) {
             let pa = frame + (ipa - start);

@@ -1,4 +1,4 @@
-//! What nobody should ask for, and descriptors nobody should have written: a typed error, and nothing changes.
+//! What nobody should ask for: a typed error, and nothing changes.
 
 use std::sync::atomic::Ordering;
 
@@ -7,13 +7,12 @@ use stage2::arch::{Scope, Tlbi};
 use stage2::descriptor::Permissions;
 use stage2::dirty::{Content, Initial, RearmError, ScanError, StartError};
 use stage2::error::ArgumentError;
-use stage2::error::ChangeCause;
-use stage2::fault::FaultError;
 use stage2::geometry::{Features, Granule4K, IdRegisters};
-use stage2::model::{Event, ModelArch};
-use stage2::stage2::{FreezeError, InUse, MapCause, MapError, ProtectError, QueryError, UnmapError};
+use stage2::model::ModelArch;
+use stage2::stage2::{FreezeError, InUse, MapError, ProtectError, QueryError, UnmapError};
 
 use crate::support::*;
+use crate::tables::path;
 
 #[test]
 fn a_range_that_does_not_fit_is_refused_by_every_operation() {
@@ -125,98 +124,6 @@ fn the_reader_of_another_machine_is_refused_by_every_operation() {
 }
 
 #[test]
-fn a_descriptor_that_nobody_writes_is_found_and_not_followed() {
-    const RESERVED_LEAF: u64 = 0x8000_0001;
-    const RESERVED_MARKER: u64 = 7 << 56;
-    let not_ours = 0xffff_0000_0000 | 0b11;
-    let mmu = machine(32);
-    let reader = reader(mmu, 0);
-    let other = guest(mmu);
-    map(&other, &reader, 0, PAGE);
-    let others_table = entry(&other, &reader, Level::L1, 0).load(Ordering::Relaxed);
-    for (level, raw) in [
-        (Level::L3, RESERVED_LEAF),
-        (Level::L3, RESERVED_MARKER),
-        (Level::L2, RESERVED_MARKER),
-        (Level::L2, not_ours),
-        (Level::L1, RESERVED_MARKER),
-        (Level::L1, others_table),
-    ] {
-        let guest = logged_guest(mmu, 0, 64);
-        map(&guest, &reader, 0, PAGE);
-        let mut log = guest.start_logging(&reader, Initial::Dirty).unwrap();
-        let mut bitmap = [0];
-        log.scan(&reader, range(0, 64 * PAGE), &mut bitmap).unwrap();
-        let word = entry(&guest, &reader, level, 0);
-        let good = word.swap(raw, Ordering::Relaxed);
-        let corrupt = stage2::error::Corrupt { ipa: Ipa::new(0), level };
-        let through_the_lock = if raw == others_table { Level::L3 } else { level };
-        let page = range(0, PAGE);
-        let what = format!("{level:?} {raw:#x}");
-        let UnmapError::Stopped(unmap) = guest.unmap_with(&reader, page, |_| panic!()).expect_err(&what) else {
-            panic!()
-        };
-        assert!(matches!(unmap.cause, ChangeCause::Corrupt(found) if found.level == through_the_lock), "{what}");
-        assert_eq!(unmap.done, None);
-        let protect = guest.protect(&reader, page, Permissions::R).err();
-        assert!(
-            matches!(protect, Some(ProtectError::Stopped(stopped)) if matches!(stopped.cause, ChangeCause::Corrupt(_))),
-            "{what}"
-        );
-        let mapped = guest.map(&reader, page, Pa::new(0), RW, Content::New).err();
-        assert!(
-            matches!(mapped, Some(MapError::Stopped(stopped)) if matches!(stopped.cause, MapCause::Corrupt(_))),
-            "{what} {mapped:?}"
-        );
-        if raw != others_table {
-            assert_eq!(guest.query(&reader, Ipa::new(0)), Err(QueryError::Corrupt(corrupt)), "{what}");
-            let loaded = guest.load(&reader).unwrap();
-            let fault = loaded.resolve(&reader, &Memory::at(0, RW), write_fault(0));
-            assert_eq!(fault, Err(FaultError::Corrupt(corrupt)), "{what}");
-        }
-        let _ = log.rearm(&reader, range(0, 64 * PAGE), &bitmap);
-        let _ = log.scan(&reader, range(0, 64 * PAGE), &mut bitmap);
-        log.stop();
-        // Teardown frees what is this tree's and no more.
-        let before = mmu.memory().live();
-        assert!(guest.teardown(&reader).is_ok());
-        let left = match level {
-            Level::L3 => 0,
-            Level::L2 => 1,
-            _ => 2,
-        };
-        assert_eq!(before - mmu.memory().live(), 4 - left, "{what}");
-        assert_ne!(good, 0);
-    }
-    assert_eq!(target(&other, &reader, 0), Some(0), "the other guest has all of its tables");
-}
-
-/// The entry for `ipa` in its table of `level`, found as the hardware would.
-fn entry(
-    guest: &Guest,
-    reader: &stage2::quiescence::Reader<'_>,
-    level: Level,
-    ipa: u64,
-) -> &'static std::sync::atomic::AtomicU64 {
-    let memory = guest.mmu().memory();
-    guest.mmu().arch().take_events();
-    drop(guest.load(reader).unwrap());
-    let loads = guest.mmu().arch().take_events();
-    let Some(Event::Load(registers)) = loads.into_iter().find(|event| matches!(event, Event::Load(_))) else {
-        panic!()
-    };
-    let mut table = Pa::new(registers.vttbr & 0xffff_ffff_fffe).offset(ipa >> 39 << 12);
-    for (at, shift) in [(Level::L1, 30), (Level::L2, 21), (Level::L3, 12)] {
-        let word = word(memory, table, (ipa >> shift & 511) as usize);
-        if at == level {
-            return word;
-        }
-        table = Pa::new(word.load(Ordering::Relaxed) & 0xffff_ffff_f000);
-    }
-    unreachable!("a level that this guest does not have")
-}
-
-#[test]
 fn a_log_that_cannot_start_clean_has_invalidated_what_it_cleaned_and_is_off() {
     let mmu = machine(16);
     let guest = logged_guest(mmu, 0, 1024);
@@ -224,14 +131,15 @@ fn a_log_that_cannot_start_clean_has_invalidated_what_it_cleaned_and_is_off() {
     map(&guest, &reader, 0, TABLE + PAGE);
     // The second table's: what is before it is cleaned.
     const OUTSIDE: u64 = 0x7fff_f003;
-    let good = entry(&guest, &reader, Level::L2, TABLE).swap(OUTSIDE, Ordering::Relaxed);
-    mmu.arch().take_events();
+    let (_, table) = path(&guest, &reader, Ipa::new(TABLE))[1];
+    let entry = word(mmu.memory(), table, 1);
+    let good = entry.swap(OUTSIDE, Ordering::Relaxed);
     let started = guest.start_logging(&reader, Initial::Clean).err();
     let corrupt = stage2::error::Corrupt { ipa: Ipa::new(TABLE), level: Level::L2 };
     assert_eq!(started, Some(StartError::Corrupt(corrupt)));
     assert!(!guest.query(&reader, Ipa::new(0)).unwrap().unwrap().dirty);
     assert_eq!(tlbis(mmu.arch()), [Tlbi::Vmalls12e1 { scope: Scope::InnerShareable }], "so no store passes unseen");
-    entry(&guest, &reader, Level::L2, TABLE).store(good, Ordering::Relaxed);
+    entry.store(good, Ordering::Relaxed);
     guest.start_logging(&reader, Initial::Clean).expect("nobody is the harvester").stop();
     tear_down(guest, &reader);
 }

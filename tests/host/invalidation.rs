@@ -251,7 +251,11 @@ fn nothing_a_rollover_does_meanwhile_gives_the_vmid_of_an_invalidation_to_somebo
     let mmu = machine_of::<_, Granule4K>(arch, 2, 600, features().without_vmid16());
     let guest: &'static Guest<Staged> = Box::leak(Box::new(guest(mmu)));
     let reader = reader(mmu, 0);
+    give_vmid(guest, &reader);
     map(guest, &reader, 0, PAGE);
+    mmu.arch().0.take_events();
+    let rolled_over = std::rc::Rc::new(std::cell::Cell::new(false));
+    let at_cue = rolled_over.clone();
     cue(
         |event| matches!(event, Event::Tlbi(Tlbi::Ipa { .. })),
         move || {
@@ -271,9 +275,11 @@ fn nothing_a_rollover_does_meanwhile_gives_the_vmid_of_an_invalidation_to_somebo
             assert!(loads.clone().count() > 0);
             assert!(loads.clone().all(|loaded| loaded != vmid(&held)));
             others.into_iter().for_each(|guest| guest.teardown(&other).map_err(|(_, why)| why).unwrap());
+            at_cue.set(true);
         },
     );
     unmap(guest, &reader, 0, PAGE);
+    assert!(rolled_over.get());
 }
 
 /// What the hook was told: the tree, the VMID and the ranges.

@@ -1,14 +1,28 @@
 //! The library on a host, against the modelled machine: one module a subject, one program to link.
 
 mod caches;
+mod corrupt;
+mod corrupt_random;
+mod corrupt_scene;
+mod decoding;
 mod dirty_logging;
 mod faults;
 mod flat_map;
 mod hostile;
 mod invalidation;
+mod invalidation_lines;
+mod kvm_regressions;
 mod operations;
+mod peers;
+mod protocol_lines;
 mod races;
 mod reclaim;
+mod recycled;
+mod rollovers;
+mod staged_memory;
+mod stalls;
+mod starved;
 mod support;
+mod tables;
 mod threads;
 mod vmid;

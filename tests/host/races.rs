@@ -1,6 +1,5 @@
 //! Interleavings, staged: one CPU is stopped at an instruction, and others do their worst before it goes on.
 
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use stage2::addr::{Ipa, Pa};
@@ -9,13 +8,11 @@ use stage2::cpu::CpuIndex;
 use stage2::descriptor::Permissions;
 use stage2::dirty::{Content, Initial};
 use stage2::fault::{Backing, Outcome, Page, Region, Unavailable};
-use stage2::geometry::Granule4K;
-use stage2::memory::{OutOfTables, TableMemory, TablePage};
-use stage2::mmu::Mmu;
-use stage2::model::{Event, ModelArch, ModelMemory};
+use stage2::model::Event;
 use stage2::reclaim::Progress;
-use stage2::stage2::{MapCause, MapError, Stage2, Unsettled};
+use stage2::stage2::{MapCause, MapError, Unsettled};
 
+use crate::staged_memory::{At, staged_guest};
 use crate::support::*;
 
 const FIRST_BARRIER: fn(&Event) -> bool = |event| matches!(event, Event::Dsb(Dsb::Ishst));
@@ -478,44 +475,9 @@ fn the_place_of_a_table_that_was_taken_out_during_a_freeze_can_be_used_after_the
     map(guest, &reader, 0, PAGE);
 }
 
-/// Table memory that has another CPU do something at the next allocation.
-struct StagedMemory {
-    memory: ModelMemory<Granule4K>,
-    at_next: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-}
-
-// SAFETY: it is the model's.
-unsafe impl TableMemory for StagedMemory {
-    type Granule = Granule4K;
-
-    fn alloc(&self) -> Result<Pa, OutOfTables> {
-        let due = self.at_next.lock().unwrap().take();
-        if let Some(action) = due {
-            action();
-        }
-        self.memory.alloc()
-    }
-
-    fn alloc_root(&self, order: u32) -> Result<Pa, OutOfTables> {
-        self.memory.alloc_root(order)
-    }
-
-    unsafe fn free(&self, table: Pa, order: u32) {
-        // SAFETY: as the caller says.
-        unsafe { self.memory.free(table, order) }
-    }
-
-    unsafe fn table(&self, table: Pa) -> Option<TablePage<'_>> {
-        // SAFETY: as the caller says.
-        unsafe { self.memory.table(table) }
-    }
-}
-
 #[test]
 fn a_map_that_finds_its_path_taken_out_and_no_tables_left_leaves_no_empty_table_behind() {
-    let memory = StagedMemory { memory: ModelMemory::new(16), at_next: Mutex::new(None) };
-    let mmu: &'static _ = Box::leak(Box::new(Mmu::new(ModelArch::new(), memory, features(), Box::leak(cpus(2)))));
-    let guest: &'static _ = Box::leak(Box::new(Stage2::new(mmu, geometry(40), None).unwrap()));
+    let (mmu, guest) = staged_guest(16);
     let mut reader = mmu.reader(CpuIndex(0)).unwrap();
     let tables = || mmu.memory().memory.live();
     // Until the table of level 2 is empty, and its idle period over.
@@ -527,14 +489,14 @@ fn a_map_that_finds_its_path_taken_out_and_no_tables_left_leaves_no_empty_table_
     }
     reader.quiescent();
     // A leaf table is all that is missing; when there is one, so is the table above, and it is the last.
-    *mmu.memory().at_next.lock().unwrap() = Some(Box::new(move || {
+    mmu.memory().cue(At::Allocation, move || {
         let other = mmu.reader(CpuIndex(1)).unwrap();
         assert_eq!(guest.reclaim(&other, 8).unwrap().unlinked, 1);
         mmu.memory().memory.fail_after(1);
-    }));
+    });
     let mapped = guest.map(&reader, range(0, PAGE), Pa::new(0), RW, Content::New);
     assert!(matches!(mapped, Err(MapError::Stopped(stopped)) if stopped.cause == MapCause::Retry), "{mapped:?}");
-    assert!(mmu.memory().at_next.lock().unwrap().is_none());
+    assert!(mmu.memory().is_over());
     reader.quiescent();
     guest.reclaim(&reader, 8).unwrap();
     assert_eq!(tables(), 2, "but for the root");

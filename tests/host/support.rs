@@ -5,7 +5,6 @@
 //! there. Cues are per thread, so a thread stands for a CPU.
 
 use std::cell::RefCell;
-use std::sync::atomic::AtomicU64;
 
 use stage2::addr::{Ipa, IpaRange, Pa};
 use stage2::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
@@ -99,7 +98,7 @@ pub(crate) fn give_vmid<A: Arch, G: Granule>(guest: &Guest<A, G>, reader: &Reade
 }
 
 /// The word at `index` of the table page at `table`.
-pub(crate) fn word<G: Granule>(memory: &ModelMemory<G>, table: Pa, index: usize) -> &AtomicU64 {
+pub(crate) fn word<G: Granule>(memory: &ModelMemory<G>, table: Pa, index: usize) -> &Word {
     // SAFETY: a modelled guest has no memory to lose; a test that stores a wrong descriptor is about just that.
     &unsafe { memory.table(table) }.unwrap().entries[index]
 }

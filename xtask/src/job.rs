@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest::console::Console;
 use crate::guest::{Guest, Workload, debian_initrd};
-use crate::machine::arguments::{Machine, blob_mib, place_blobs};
+use crate::machine::arguments::{Machine, Tracer, blob_mib, place_blobs};
 use crate::machine::events::Event;
 use crate::machine::watchdog::Limits;
 use crate::machine::{self, Boot, Logs};
@@ -78,10 +78,25 @@ impl Job {
     /// The host failed. What went wrong on the machine is
     /// in [`Finished::failures`].
     pub(crate) fn execute(&self, workspace: &Workspace, qemu: &Qemu) -> Result<Finished> {
+        self.execute_traced(workspace, qemu, None)
+    }
+
+    /// The same, with a tracer in the machine.
+    pub(crate) fn execute_traced(
+        &self,
+        workspace: &Workspace,
+        qemu: &Qemu,
+        tracer: Option<Tracer>,
+    ) -> Result<Finished> {
         let logs = Logs::create(&workspace.run_folder(&self.name))?;
         let files = self.guest_files(workspace, &logs.folder)?;
-        let machine = self.machine(workspace, qemu, files.as_ref())?;
-        let limits = Limits { silence: Duration::from_secs(30), total: Duration::from_secs(180 + 3 * self.seconds) };
+        let machine = Machine { tracer, ..self.machine(workspace, qemu, files.as_ref())? };
+        // Traced, the CPUs take turns.
+        let patience = if machine.tracer.is_some() { 4 } else { 1 };
+        let limits = Limits {
+            silence: patience * Duration::from_secs(30),
+            total: patience * Duration::from_secs(180 + 3 * self.seconds),
+        };
         let mut line = ProgressLine::new(format!("{} on {}", self.guest.name(), self.cpu));
         let boot = machine::boot(&machine, logs, limits, |event| line.show(event))?;
         drop(line);
@@ -138,6 +153,7 @@ impl Job {
             memory_mib,
             arguments,
             blobs,
+            tracer: None,
         })
     }
 

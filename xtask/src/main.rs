@@ -1,7 +1,7 @@
 //! `cargo xtask`: builds the EL2 images, boots them under QEMU, checks the whole project.
 //!
 //! Every command ends in one of two ways: exit code 0, or one line that begins `error:` and exit
-//! code 1. A new command (a benchmark, a trace, mutants) is a module under `commands`, with its
+//! code 1. A new command (a benchmark, a trace) is a module under `commands`, with its
 //! own clap arguments, and one arm in [`main`].
 
 mod cargo;
@@ -10,11 +10,13 @@ mod commands;
 mod guest;
 mod job;
 mod machine;
+mod mutants;
 mod prerequisites;
 mod process;
 mod progress;
 mod report;
 mod summary;
+mod trace;
 mod verdict;
 mod workspace;
 
@@ -22,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{run, soak, test};
+use crate::commands::{run, soak, test, trace as trace_command};
 use crate::workspace::Workspace;
 
 /// Builds, boots and checks stage2.
@@ -39,8 +41,12 @@ enum Command {
     Run(run::Arguments),
     /// Check everything: format, lints, documentation, tests on the host and on the machine.
     Test(test::Arguments),
+    /// Seed bugs into the library, one at a time: a named check must find each.
+    Mutants(commands::mutants::Arguments),
     /// Run the Debian guest again and again, on several CPU models.
     Soak(soak::Arguments),
+    /// Check what the images do to tables and TLBs, as a plugin of QEMU's tells it.
+    Trace(trace_command::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -48,7 +54,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Mutants(arguments) => commands::mutants::run(&workspace, &arguments),
         Command::Soak(arguments) => soak::run(&workspace, &arguments),
+        Command::Trace(arguments) => trace_command::run(&workspace, &arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

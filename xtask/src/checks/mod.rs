@@ -4,8 +4,11 @@ mod host;
 mod libtest;
 mod loom;
 mod msrv;
+mod mutants;
 mod runner;
+pub(crate) mod shuttle;
 mod target;
+mod trace;
 
 use std::cell::OnceCell;
 
@@ -13,6 +16,7 @@ use anyhow::{Result, ensure};
 
 pub(crate) use self::runner::run_steps;
 use self::runner::{Step, step};
+pub(crate) use self::target::{claims_machine, make_claims};
 use crate::guest::Guest;
 use crate::job;
 use crate::prerequisites::{Qemu, TargetStd};
@@ -67,15 +71,13 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("minimum Rust version", msrv::check),
         step("tests, host", host::tests),
         step("loom", loom::protocol),
+        step("shuttle", shuttle::schedules),
+        step("mutants, one a rule", mutants::slice),
     ];
-    for twin in &loom::TWINS {
-        steps.push(step(format!("loom, {} (must fail)", twin.removed), |context, log| {
-            loom::twin_must_fail(context, log, twin)
-        }));
-    }
     for cpu in CPUS {
         steps.push(step(format!("claims on {cpu}"), move |context, log| target::claims(context, log, cpu)));
     }
+    steps.push(step("claims, traced", trace::claims));
     steps.extend([
         step("main job, builtin guest", |context, _| target::main_job(context, Guest::Builtin)),
         step("main job, Debian", |context, _| target::main_job(context, Guest::Debian)),

@@ -16,7 +16,9 @@ use crate::machine::arguments::Machine;
 use crate::machine::events::{Claim, ClaimOutcome, Event};
 use crate::machine::watchdog::Limits;
 use crate::machine::{self, Boot, Ending, Logs};
+use crate::prerequisites::Qemu;
 use crate::progress::ProgressLine;
+use crate::workspace::Workspace;
 
 /// The image with the on-target tests.
 const CLAIMS_IMAGE: &str = "claims";
@@ -52,23 +54,33 @@ pub(super) fn documentation(context: &Context<'_>, log: &Path) -> Result<Tally> 
 /// Every on-target claim on one CPU model, each counted.
 pub(super) fn claims(context: &Context<'_>, log: &Path, cpu: &str) -> Result<Tally> {
     context.ensure_images()?;
-    let workspace = context.workspace;
-    let machine = Machine {
-        emulator: context.qemu.program.clone(),
+    let machine = claims_machine(context.workspace, &context.qemu, cpu);
+    let (tally, words) = make_claims(context.workspace, &machine, &format!("claims-{cpu}"))?;
+    fs::write(log, words)?;
+    Ok(tally)
+}
+
+/// The machine on which all claims are made.
+pub(crate) fn claims_machine(workspace: &Workspace, qemu: &Qemu, cpu: &str) -> Machine {
+    Machine {
+        emulator: qemu.program.clone(),
         image: workspace.image(CLAIMS_IMAGE),
         cpu: cpu.to_owned(),
         cpus: CLAIMS_CPUS,
         memory_mib: CLAIMS_MEMORY_MIB,
         arguments: vec![CLAIMS_IMAGE.to_owned()],
         blobs: Vec::new(),
-    };
-    let logs = Logs::create(&workspace.run_folder(&format!("claims-{cpu}")))?;
-    let mut line = ProgressLine::new(format!("claims on {cpu}"));
-    let boot = machine::boot(&machine, logs, LIMITS, |event| line.show(event))?;
+        tracer: None,
+    }
+}
+
+/// Boots it: the claims' tally, and a line for each.
+pub(crate) fn make_claims(workspace: &Workspace, machine: &Machine, name: &str) -> Result<(Tally, String)> {
+    let logs = Logs::create(&workspace.run_folder(name))?;
+    let mut line = ProgressLine::new(format!("claims on {}", machine.cpu));
+    let boot = machine::boot(machine, logs, LIMITS, |event| line.show(event))?;
     drop(line);
-    let (tally, words) = count_claims(&boot);
-    fs::write(log, words)?;
-    Ok(tally)
+    Ok(count_claims(&boot))
 }
 
 /// The claims' tally and a line for each; a bad ending is one failure more, and what was skipped is said.

@@ -1,5 +1,7 @@
 //! The commands, one module each: clap arguments and a `run`.
 
+pub(crate) mod mutants;
 pub(crate) mod run;
 pub(crate) mod soak;
 pub(crate) mod test;
+pub(crate) mod trace;

@@ -31,6 +31,15 @@ pub(crate) struct Machine {
     /// The image's semihosting command line: the program's name, then `key=value`s.
     pub(crate) arguments: Vec<String>,
     pub(crate) blobs: Vec<Blob>,
+    pub(crate) tracer: Option<Tracer>,
+}
+
+/// A plugin that tells what EL2 does. The CPUs take turns then, in one thread: what they did has one order.
+#[derive(Debug, Clone)]
+pub(crate) struct Tracer {
+    pub(crate) plugin: PathBuf,
+    /// Where it is to connect to.
+    pub(crate) socket: PathBuf,
 }
 
 /// A file put into RAM.
@@ -44,12 +53,13 @@ pub(crate) struct Blob {
 impl Machine {
     /// QEMU's arguments; file names without a folder are relative to the run's folder.
     pub(crate) fn command_line(&self) -> Vec<OsString> {
+        let threads = if self.tracer.is_some() { "single" } else { "multi" };
         let options = [
             ("-M", "virt,virtualization=on,gic-version=3,its=off".to_owned()),
             ("-cpu", cpu_option(&self.cpu)),
             ("-smp", self.cpus.to_string()),
             ("-m", format!("{}M", self.memory_mib)),
-            ("-accel", "tcg,thread=multi".to_owned()),
+            ("-accel", format!("tcg,thread={threads}")),
             ("-serial", format!("file:{GUEST_LOG}")),
             ("-semihosting-config", semihosting_option(&self.arguments)),
         ];
@@ -60,6 +70,10 @@ impl Machine {
             line.extend([name.into(), value.into()]);
         }
         line.extend(["-kernel".into(), self.image.clone().into()]);
+        if let Some(Tracer { plugin, socket }) = &self.tracer {
+            let [plugin, socket] = [plugin, socket].map(|path| escape(&path.display().to_string()));
+            line.extend(["-plugin".into(), format!("{plugin},socket={socket}").into()]);
+        }
         for blob in &self.blobs {
             let file = escape(&blob.file.display().to_string());
             let loader = format!("loader,file={file},addr={:#x},force-raw=on", blob.address);
@@ -141,6 +155,7 @@ mod tests {
             memory_mib: 1024,
             arguments: vec!["hypervisor".into(), "guest=linux".into(), "seed=1".into()],
             blobs: vec![Blob { file: "/a,b/linux".into(), address: 0x7c00_0000, length: 5 }],
+            tracer: None,
         }
     }
 
@@ -160,6 +175,14 @@ mod tests {
              -kernel /t/hypervisor \
              -device loader,file=/a,,b/linux,addr=0x7c000000,force-raw=on"
         );
+    }
+
+    #[test]
+    fn a_traced_machine_has_one_thread_for_all_cpus() {
+        let tracer = Tracer { plugin: "/t/a,b.so".into(), socket: "/tmp/trace".into() };
+        let line = words(&Machine { tracer: Some(tracer), ..machine() });
+        assert!(line.contains(" -accel tcg,thread=single "), "{line}");
+        assert!(line.contains(" -plugin /t/a,,b.so,socket=/tmp/trace "), "{line}");
     }
 
     #[test]

@@ -221,6 +221,7 @@ mod tests {
             memory_mib: 64,
             arguments: Vec::new(),
             blobs: Vec::new(),
+            tracer: None,
         };
         let logs = Logs::create(&folder.path().join("run")).unwrap();
         boot(&machine, logs, limits, |_| ())

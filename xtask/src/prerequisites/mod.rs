@@ -5,8 +5,10 @@
 mod apt;
 pub(crate) mod debian_guest;
 pub(crate) mod qemu;
+pub(crate) mod qemu_plugins;
 pub(crate) mod target_std;
 
 pub(crate) use debian_guest::DebianGuest;
 pub(crate) use qemu::Qemu;
+pub(crate) use qemu_plugins::qemu_with_plugins;
 pub(crate) use target_std::TargetStd;

@@ -1,7 +1,7 @@
 //! QEMU: the one on the path if it is new enough, or the package manager's.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::apt;
 use crate::process;
 
-const PROGRAM: &str = "qemu-system-aarch64";
-const PACKAGE: &str = "qemu-system-arm";
+pub(super) const PROGRAM: &str = "qemu-system-aarch64";
+pub(super) const PACKAGE: &str = "qemu-system-arm";
 /// Older ones were never tried with these images.
 const MINIMUM: Version = Version(7, 2);
 
@@ -22,8 +22,9 @@ pub(crate) struct Qemu {
     pub(crate) version: String,
 }
 
+/// Major and minor version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Version(u32, u32);
+pub(super) struct Version(pub(super) u32, pub(super) u32);
 
 impl fmt::Display for Version {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,14 +57,20 @@ impl Qemu {
     }
 
     fn find() -> Result<Option<Self>> {
-        let Ok(output) = process::capture(Command::new(PROGRAM).arg("--version")) else {
+        let Some((found, version)) = Self::at(Path::new(PROGRAM))? else { return Ok(None) };
+        ensure!(version >= MINIMUM, "{PROGRAM} is version {}; {MINIMUM} or later is needed", found.version);
+        Ok(Some(found))
+    }
+
+    /// The one at `program`, if there is one that runs.
+    pub(super) fn at(program: &Path) -> Result<Option<(Self, Version)>> {
+        let Ok(output) = process::capture(Command::new(program).arg("--version")) else {
             return Ok(None);
         };
         let said = String::from_utf8_lossy(&output.stdout);
         let (version, parsed) =
             parse_version(&said).with_context(|| format!("`{PROGRAM} --version` said nothing understandable"))?;
-        ensure!(parsed >= MINIMUM, "{PROGRAM} is version {version}; {MINIMUM} or later is needed");
-        Ok(Some(Self { program: PROGRAM.into(), version: version.to_owned() }))
+        Ok(Some((Self { program: program.to_path_buf(), version: version.to_owned() }, parsed)))
     }
 }
 

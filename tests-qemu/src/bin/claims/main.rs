@@ -4,8 +4,9 @@
 //! with the mechanism taken away behind the library's back (`suite::lessened`). It passes only if the guest sees
 //! the truth with the library as it is, and each twin is caught: the guest sees what is no longer so.
 //!
-//! Arguments: `claim=NAME` makes one claim, `list` lists all; without arguments all are made, in order. Needs three CPUs:
-//! two vCPUs, and one that is the hypervisor.
+//! Arguments: `claim=NAME` makes one claim, `list` lists all; without arguments all are made, in order. `without=dsb-ishst` and
+//! `without=dsb-ish` keep such a barrier from the machine: no claim fails of that under QEMU, but who traces it must notice.
+//! Needs three CPUs: two vCPUs, and one that is the hypervisor.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

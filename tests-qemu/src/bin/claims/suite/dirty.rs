@@ -3,6 +3,7 @@
 use alloc::{format, string::String};
 
 use stage2::{dirty::Initial, geometry::Granule4K};
+use stage2_platform::trace::{self, Mark};
 
 use super::{
     guest::{Guest, Setup, pages},
@@ -53,6 +54,7 @@ pub(crate) fn a_write_after_rearm_is_in_the_next_harvest(lab: &Lab) -> Claimed {
             expect("the first harvest", first, [1 << WRITTEN])?;
             let rearmed = log.rearm(&guest.reader, all, &first).or_say("rearm")?;
             expect("pages cleaned", rearmed.cleaned, 1)?;
+            trace::mark(Mark::Copied { ipa: PAGE });
             let faults = store(guest, 2)?;
             let mut second = [0];
             log.scan(&guest.reader, all, &mut second).or_say("scan")?;
@@ -70,6 +72,7 @@ pub(crate) fn a_write_after_a_clean_start_is_in_the_first_harvest(lab: &Lab) -> 
             guest.map(PAGE, 0)?;
             store(guest, 1)?;
             let mut log = guest.stage2.start_logging(&guest.reader, Initial::Clean).or_say("start")?;
+            trace::mark(Mark::Copied { ipa: PAGE });
             store(guest, 2)?;
             let mut harvest = [0];
             log.scan(&guest.reader, pages::<Granule4K>(RAM, PAGES), &mut harvest).or_say("scan")?;

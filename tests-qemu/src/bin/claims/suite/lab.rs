@@ -14,18 +14,20 @@ use core::{
 use spin::Mutex;
 use stage2::{
     Mmu, Pa, Stage2,
+    dirty::Word,
     geometry::{Features, Granule, Granule4K},
-    memory::{Pool, PoolRegion},
+    memory::PoolRegion,
 };
 use stage2_platform::ram::{self, Region};
 use stage2_tests_qemu::{
     frames::Frames,
     machine,
     memory::{self, PAGE_BYTES},
+    tables::TracedPool,
 };
 
 use super::{
-    lessened::{Less, Lessened},
+    lessened::{Keeps, Less, Lessened},
     verdict::OrSay,
 };
 
@@ -42,18 +44,20 @@ const LOG_BYTES: u64 = 4096;
 const SEED: u64 = 1;
 
 /// The services of a bench.
-pub(crate) type BenchMmu<'h, G> = Mmu<'h, Lessened, Pool<G>>;
+pub(crate) type BenchMmu<'h, G> = Mmu<'h, Lessened, TracedPool<G>>;
 /// A tree on a bench.
-pub(crate) type BenchStage2<'h, G> = Stage2<'h, Lessened, Pool<G>>;
+pub(crate) type BenchStage2<'h, G> = Stage2<'h, Lessened, TracedPool<G>>;
 
 /// What all claims share.
 pub(crate) struct Lab {
     /// What all CPUs have.
     pub(crate) features: Features,
+    /// Without which barriers every bench does.
+    keeps: Option<Keeps>,
     tables: Mutex<Region>,
     frames: Frames,
     large: Large,
-    log: &'static [AtomicU64],
+    log: &'static [Word],
 }
 
 /// Pages of 64 KiB.
@@ -63,16 +67,17 @@ struct Large {
 }
 
 impl Lab {
-    /// Takes all RAM. Once.
-    pub(crate) fn new() -> Option<Self> {
+    /// Takes all RAM. Once. Of the library's barriers only those that `keeps` keeps are issued.
+    pub(crate) fn new(keeps: Option<Keeps>) -> Option<Self> {
         let features = machine::features();
         let mut free = ram::take_free()?;
         let large = free.take(LARGE_BYTES, LARGE_PAGE)?;
         Some(Self {
             features,
+            keeps,
             tables: Mutex::new(free.take(TABLE_BYTES, LARGE_PAGE)?),
             large: Large { base: large.start(), words: memory::words(large) },
-            log: memory::words(free.take(LOG_BYTES, PAGE_BYTES)?),
+            log: memory::log_words(free.take(LOG_BYTES, PAGE_BYTES)?),
             frames: Frames::new(free.take(FRAME_BYTES, PAGE_BYTES)?, SEED)?,
         })
     }
@@ -95,13 +100,14 @@ impl Lab {
         work: impl FnOnce(&Bench<'_, G>) -> Result<T, String>,
     ) -> Result<T, String> {
         let region = self.tables.lock();
+        let less = self.keeps.map_or(less, |keeps| less.and_keeps(keeps));
         let arch = Lessened::new(&features, less);
         arch.forget_guests();
         let start = NonNull::new(region.pointer()).or_say("no memory for tables")?;
         let region = PoolRegion { pa: Pa::new(region.start()), start, bytes: region.size() as usize };
         // SAFETY: mapped RAM that is the lab's for good; `tables` stays locked until the pool is gone, so that it has no
         // other pool; no CPU has a tree of an earlier one (`forget_guests`).
-        let pool = unsafe { Pool::new(&[region]) };
+        let pool = unsafe { TracedPool::new(Some(region), less.traced()) };
         let slots = machine::slots();
         let mmu = Mmu::new(arch, pool, features, &slots);
         let bench = Bench {
@@ -143,7 +149,7 @@ struct Taken {
 
 impl<'h, G: Granule> Bench<'h, G> {
     /// The side log's memory.
-    pub(crate) fn log(&self) -> &'h [AtomicU64] {
+    pub(crate) fn log(&self) -> &'h [Word] {
         self.lab.log
     }
 

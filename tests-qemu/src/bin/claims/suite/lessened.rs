@@ -8,9 +8,13 @@ use stage2::{
     arch::{Aarch64, Arch, Dsb, SavedContext, Scope, Stage1Access, Stage2Registers, Tlbi},
     geometry::Features,
 };
+use stage2_platform::trace;
 
 /// What becomes of a TLB invalidation.
 type Filter = fn(Tlbi) -> Option<Tlbi>;
+
+/// Whether a barrier is issued.
+pub(crate) type Keeps = fn(Dsb) -> bool;
 
 /// The machine, less something.
 pub(crate) struct Lessened {
@@ -22,21 +26,31 @@ pub(crate) struct Lessened {
 #[derive(Clone, Copy)]
 pub(crate) struct Less {
     tlbi: Filter,
+    dsb: Keeps,
     /// Trees are not unloaded; the next one takes the place of the last.
     stays_loaded: bool,
     /// All trees run under this VMID.
     vmid: Option<u16>,
     /// The guest's PAR_EL1 is lost.
     loses_par: bool,
+    /// What a tracer is told to expect.
+    traced: trace::Lessened,
 }
 
 impl Less {
     /// Nothing.
-    pub(crate) const NOTHING: Self = Self::tlbi(Some);
+    pub(crate) const NOTHING: Self = Self { traced: trace::Lessened::No, ..Self::tlbi(Some) };
 
     /// What `filter` makes of each TLB invalidation is issued instead.
     pub(crate) const fn tlbi(filter: Filter) -> Self {
-        Self { tlbi: filter, stays_loaded: false, vmid: None, loses_par: false }
+        Self {
+            tlbi: filter,
+            dsb: |_| true,
+            stays_loaded: false,
+            vmid: None,
+            loses_par: false,
+            traced: trace::Lessened::Visibly,
+        }
     }
 
     /// Without any TLB invalidation.
@@ -62,6 +76,11 @@ impl Less {
     /// Without invalidation of all guests.
     pub(crate) const fn without_alle1() -> Self {
         Self::tlbi(|operation| (!matches!(operation, Tlbi::Alle1 { .. })).then_some(operation))
+    }
+
+    /// And without the barriers that `keeps` does not keep. What that does no guest under QEMU sees; a tracer does.
+    pub(crate) const fn and_keeps(self, keeps: Keeps) -> Self {
+        Self { dsb: keeps, traced: trace::Lessened::Visibly, ..self }
     }
 
     /// Invalidates on the own CPU alone. (QEMU broadcasts the local VMALLS12E1, too: of that it is no twin.)
@@ -92,19 +111,29 @@ impl Less {
         })
     }
 
-    /// And trees are not unloaded.
+    /// And trees are not unloaded: a CPU may walk one that the library takes to be loaded nowhere.
     pub(crate) const fn and_stays_loaded(self) -> Self {
-        Self { stays_loaded: true, ..self }
+        Self { stays_loaded: true, ..self }.and_unjudged()
+    }
+
+    /// And a tracer need not find it out.
+    pub(crate) const fn and_unjudged(self) -> Self {
+        Self { traced: trace::Lessened::Unjudged, ..self }
     }
 
     /// And there is but one VMID.
     pub(crate) const fn and_one_vmid(self) -> Self {
-        Self { vmid: Some(1), ..self }
+        Self { vmid: Some(1), traced: trace::Lessened::Visibly, ..self }
     }
 
     /// Without putting the guest's PAR_EL1 back.
     pub(crate) const fn without_par() -> Self {
-        Self { loses_par: true, ..Self::NOTHING }
+        Self { loses_par: true, traced: trace::Lessened::Unjudged, ..Self::NOTHING }
+    }
+
+    /// What a tracer is told to expect.
+    pub(crate) const fn traced(&self) -> trace::Lessened {
+        self.traced
     }
 
     fn registers(&self, registers: Stage2Registers) -> Stage2Registers {
@@ -138,7 +167,9 @@ impl Lessened {
 
 impl Arch for Lessened {
     fn dsb(&self, barrier: Dsb) {
-        self.real.dsb(barrier);
+        if (self.less.dsb)(barrier) {
+            self.real.dsb(barrier);
+        }
     }
 
     fn isb(&self) {

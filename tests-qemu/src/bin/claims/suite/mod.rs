@@ -18,9 +18,11 @@ mod vmids;
 mod walks;
 
 use serde::Serialize;
+use stage2::arch::Dsb;
 use stage2_platform::{ExitCode, args, cpus, events, timer};
 
 use lab::Lab;
+use lessened::Keeps;
 use verdict::{Claimed, Verdict};
 
 /// A sentence, and how to find out whether it is true.
@@ -107,7 +109,16 @@ pub(crate) fn run() -> ExitCode {
         defmt::error!("the claims take {=u32} CPUs", guest::CPUS as u32);
         return ExitCode::BadArguments;
     }
-    let Some(lab) = Lab::new() else {
+    let keeps: Option<Keeps> = match args::get("without") {
+        None => None,
+        Some("dsb-ishst") => Some(|barrier| barrier != Dsb::Ishst),
+        Some("dsb-ish") => Some(|barrier| barrier != Dsb::Ish),
+        Some(other) => {
+            defmt::error!("nothing is known of {}", other);
+            return ExitCode::BadArguments;
+        }
+    };
+    let Some(lab) = Lab::new(keeps) else {
         defmt::error!("the machine has too little RAM");
         return ExitCode::Violation;
     };

@@ -8,10 +8,10 @@ use stage2::{
     Reader,
     fault::{Outcome, Syndrome, inject::GuestRegisters},
     geometry::Granule,
-    memory::Pool,
     stage2::Loaded,
 };
 use stage2_platform::vcpu::{self, Exit, Vcpu};
+use stage2_tests_qemu::tables::TracedPool;
 
 use super::{
     blob::{CODE, Piece, VECTORS},
@@ -170,7 +170,7 @@ impl Story {
 
 /// A vCPU on this CPU, whose tree is loaded.
 pub(crate) struct Seat<'s, 'h, G: Granule> {
-    loaded: Loaded<'s, 'h, Lessened, Pool<G>>,
+    loaded: Loaded<'s, 'h, Lessened, TracedPool<G>>,
     places: &'s Places<'s, 'h, G>,
 }
 

@@ -9,7 +9,7 @@ use core::{
 use arrayvec::ArrayVec;
 use spin::Mutex;
 use stage2::{
-    Pa, Reader,
+    Reader,
     descriptor::{Attributes, Permissions},
     dirty::Content,
     geometry::Granule4K,
@@ -21,7 +21,6 @@ use stage2_platform::{
 use stage2_tests_qemu::machine;
 
 use super::{
-    blob::{self, CODE},
     guest::pages,
     lab::{Bench, BenchStage2, Lab},
     lessened::Less,
@@ -41,21 +40,12 @@ const OLD: u64 = 0x01d;
 const NEW: u64 = 0x4e3;
 
 /// Makes a guest of its own, whose memory is one page of `value`.
-fn guest_of<'h>(bench: &Bench<'h, Granule4K>, reader: &Reader<'_>, code: Pa, value: u64) -> Result<Tree<'h>, String> {
+fn guest_of<'h>(bench: &Bench<'h, Granule4K>, reader: &Reader<'_>, value: u64) -> Result<Tree<'h>, String> {
     let tree = bench.tree(IPA_BITS)?;
-    let map = |ipa, frame, permissions| {
-        tree.map(reader, pages::<Granule4K>(ipa, 1), frame, Attributes::normal(permissions), Content::New)
-    };
-    map(CODE, code, Permissions::RX).or_say("map the code")?;
-    map(RAM, bench.frame(value)?, Permissions::RW).or_say("map")?;
+    bench.map_code(&tree, reader)?;
+    let (page, frame) = (pages::<Granule4K>(RAM, 1), bench.frame(value)?);
+    tree.map(reader, page, frame, Attributes::normal(Permissions::RW), Content::New).or_say("map")?;
     Ok(tree)
-}
-
-/// The guests' code: one page for all of them.
-fn code(bench: &Bench<'_, Granule4K>) -> Result<Pa, String> {
-    let frame = bench.frame(0)?;
-    blob::copy_to(bench.words(frame));
-    Ok(frame)
 }
 
 /// Loads the tree on this CPU, has its guest look at its page, and unloads it.
@@ -75,8 +65,7 @@ pub(crate) fn two_guests_on_one_cpu_see_their_own_memory(lab: &Lab) -> Claimed {
         partition::prepare(Controls::default());
         Regime::OFF.enter();
         let places = Places::new(bench);
-        let code = code(bench)?;
-        let trees = [guest_of(bench, &reader, code, OLD)?, guest_of(bench, &reader, code, NEW)?];
+        let trees = [guest_of(bench, &reader, OLD)?, guest_of(bench, &reader, NEW)?];
         expect("the first guest's memory", look(&trees[0], &places, &mut reader)?, OLD)?;
         let saw = Saw::of(look(&trees[1], &places, &mut reader)?, NEW, OLD)?;
         let again = look(&trees[0], &places, &mut reader)?;
@@ -95,10 +84,9 @@ pub(crate) fn more_guests_than_vmids_take_turns(lab: &Lab) -> Claimed {
         partition::prepare(Controls::default());
         Regime::OFF.enter();
         let places = Places::new(bench);
-        let code = code(bench)?;
         let mut trees: ArrayVec<Tree<'_>, 8> = ArrayVec::new();
         for value in 0..trees.capacity() as u64 {
-            trees.push(guest_of(bench, &reader, code, value)?);
+            trees.push(guest_of(bench, &reader, value)?);
         }
         for round in 0..ROUNDS {
             for (value, tree) in trees.iter().enumerate() {
@@ -119,8 +107,7 @@ pub(crate) fn a_vmid_given_out_again_brings_nothing_along(lab: &Lab) -> Claimed 
     let twin = Less::without_alle1().and_stays_loaded();
     compare(lab, lab.features.without_vmid16(), good, &[("rollover without ALLE1IS", twin)], |bench| {
         let boot = bench.mmu.reader(machine::index(CpuIndex::BOOT)).or_say("reader")?;
-        let code = code(bench)?;
-        let (last, next) = (guest_of(bench, &boot, code, OLD)?, guest_of(bench, &boot, code, NEW)?);
+        let (last, next) = (guest_of(bench, &boot, OLD)?, guest_of(bench, &boot, NEW)?);
         drop(boot);
         let step = AtomicU32::new(0);
         let wait = |for_step| {

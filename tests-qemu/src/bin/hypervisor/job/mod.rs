@@ -99,7 +99,7 @@ fn job() -> Result<bool, Failure> {
     // SAFETY: called this once; `run_guest` and the teardown claim the reader of the CPU they run on.
     let mmu = unsafe { machine::mmu(machine::tables(memory.tables), features, &SLOTS) };
     let geometry = Geometry::new(IPA_BITS, &features, GeometryOptions::default()).map_err(Failure::Geometry)?;
-    let log = DirtyBitmap { base: guest.ram.start(), words: memory::words(memory.log) };
+    let log = DirtyBitmap { base: guest.ram.start(), words: memory::log_words(memory.log) };
     let stage2 = GuestStage2::new(&mmu, geometry, Some(log)).map_err(Failure::Create)?;
     let backing = GuestMemory::new(guest.ram, &frames, memory::words(memory.pages), &guest.contents);
     let shared = Shared::new(stage2, backing, Devices::new(&arguments), arguments.vcpus);

@@ -15,6 +15,7 @@ use stage2::{
     dirty::{DirtyLog, RearmError, ScanError},
     stage2::QueryError,
 };
+use stage2_platform::trace::{self, Mark};
 use stage2_tests_qemu::{
     machine::Tables,
     memory::{self, PAGE_BYTES, PAGE_WORDS},
@@ -92,6 +93,7 @@ impl Replica {
 
     fn copy(&self, shared: &Shared<'_>, reader: &Reader<'_>, page: usize) -> Result<(), HarvestError> {
         let ipa = ipa_of(&shared.memory, page);
+        trace::mark(Mark::Copied { ipa: ipa.raw() });
         let view = shared.stage2.view(reader, ipa).map_err(HarvestError::View)?;
         let frame = view.as_ref().map(|view| view.pa()).or_else(|| shared.memory.frame(ipa));
         if let Some(frame) = frame {

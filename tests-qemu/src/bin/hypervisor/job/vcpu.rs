@@ -5,6 +5,7 @@ use stage2::{
     fault::{self, Outcome, inject::GuestRegisters},
 };
 use stage2_platform::{
+    cpus,
     partition::{self, Controls},
     psci::{Action, Conduit, Start},
     vcpu::{Exit, Syndrome, Vcpu},
@@ -94,7 +95,9 @@ fn abort(
         .resolve(reader, &shared.memory, fault::Syndrome { esr, far, hpfar })
         .map_err(|error| Trouble::Fault(error, syndrome))?;
     match outcome {
-        Outcome::Resumed | Outcome::Retry => {}
+        Outcome::Resumed => {}
+        // Another CPU has to finish something first.
+        Outcome::Retry => cpus::yield_now(),
         Outcome::Mmio(access) => {
             shared.devices.access(&access, &mut vcpu.x);
             vcpu.skip_instruction();

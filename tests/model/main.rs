@@ -1,0 +1,11 @@
+//! The library on the modelled MMU: machines whose TLBs hold whatever the architecture lets them hold. What must never
+//! happen ends a test, with the trail of events that led to it.
+
+mod caches;
+mod dirty;
+mod granules;
+mod guests;
+mod lifetime;
+mod permissions;
+mod support;
+mod vmids;
