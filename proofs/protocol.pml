@@ -229,7 +229,7 @@ inline clear() {
   table[t].leaf = None; table[t].target = 0; table[t].marker = 0
 }
 
-/* Loaded::resolve of a translation fault: Stage2::page_in, Stage2::install, Stage2::lock_leaf_table */
+/* Loaded::resolve of a translation fault: Stage2::page_in, Stage2::install, Stage2::lock_table */
 inline fault(ipa) {
   atomic { /* Backing::page: a frame the embedder has; no lock held */
     (frame[1].state == Unused || frame[2].state == Unused) ->
@@ -256,7 +256,7 @@ inline fault(ipa) {
        :: t == 0 && root[ipa] != 0 && root[ipa] <= PAGES -> unlock(0)                /* linked by another since: go on down */
        :: t == 0 && root[ipa] == 0 && spare != 0 ->                                 /* Locked::link */
           must(table[0].locked_by == me, stores_only_under_the_lock);
-          lock(spare);                                                              /* rw::adopt: its lock, under its parent's */
+          lock(spare);                                                              /* TableMeta::adopt: its lock, under its parent's */
           table[spare].base = ipa + 1; table[spare].state = Live; unlock(spare);
 #ifdef STRICT_TABLES
           must((cached_tables[ipa] & ~one(spare)) == 0, one_table_over_an_address);
