@@ -32,16 +32,16 @@ inline dsb() { !store_waits && !ipas2[0] && !ipas2[1] && !vmalle1[0] && !vmalle1
 
 inline issue_ipas2() {
 #ifdef NOT_BROADCAST
-  atomic { ipas2[0] = true }
+  atomic { ipas2[0] = true }                            /* Gather::invalidate */
 #else
-  atomic { ipas2[0] = true; ipas2[1] = true }
+  atomic { ipas2[0] = true; ipas2[1] = true }           /* Gather::invalidate */
 #endif
 }
 inline issue_vmalle1() {
 #ifdef NOT_BROADCAST
-  atomic { vmalle1[0] = true }
+  atomic { vmalle1[0] = true }                          /* Gather::flush */
 #else
-  atomic { vmalle1[0] = true; vmalle1[1] = true }
+  atomic { vmalle1[0] = true; vmalle1[1] = true }       /* Gather::flush */
 #endif
 }
 
@@ -69,7 +69,7 @@ active proctype Unmapper() {
   given_back = true                                    /* release(Removed): the frame is somebody else's */
 }
 
-/* A CPU in the guest, and its walker */
+/* hardware: a CPU in the guest, and its walker */
 active [CPUS] proctype Guest() {
   byte me = _pid - 1;
 end:
@@ -83,6 +83,7 @@ end:
   od
 }
 
+/* hardware: a store reaches the walkers */
 active proctype Stores() {
 end:
   do

@@ -63,8 +63,8 @@ mtype = { Unused, Owned, Handed };                                    /* a frame
 byte root[ROOTS];                      /* entries of the root: the page, or none, or ... */
 #define BREAKING 100                   /* ... a marker on the way to none (TABLE_MARKER only) */
 typedef Table {
-  byte locked_by = NOBODY;             /* TableMeta::guarded */
-  byte base;                           /* owner and base: the IPA it covers, and one; 0 is TreeId::NONE */
+  byte locked_by = NOBODY;             /* TableMeta::lock */
+  byte base;                           /* owner and base: the IPA it covers, and one; 0 is nobody's */
   mtype state = Free;
   mtype leaf = None;                   /* its one entry: kind, ... */
   byte target;                         /* ... frame, kept by a marker, ... */
@@ -179,18 +179,18 @@ inline admit(ipa) {
  */
 inline read_write_lock(ipa) {
   do
-  :: atomic { tries < TRIES -> load(ipa) };             /* descend */
+  :: atomic { tries < TRIES -> load(ipa) };             /* walk::descend */
 #ifdef QUIESCENT_IN_SECTION
-     d_step { announce(); section_begins() };           /* what `&mut Reader` makes a compile error */
+     d_step { announce(); section_begins() };           /* Reader::quiescent: `&mut Reader` makes it a compile error */
 #endif
 #ifdef RECHECK_OUTSIDE_LOCK
      if
-     :: atomic { t == 0 || root[ipa] == t -> skip }; atomic { lock(t); admit(ipa); break }
-     :: atomic { t != 0 && root[ipa] != t -> tries++ }
+     :: atomic { t == 0 || root[ipa] == t -> skip }; atomic { lock(t); admit(ipa); break }  /* ReadWrite::lock, no more */
+     :: atomic { t != 0 && root[ipa] != t -> tries++ }           /* the same: ReadWrite::lock */
      fi
 #else
-     atomic {
-       lock(t);                                         /* ReadWrite::lock: TableMeta::lock */
+     atomic {                                           /* ReadWrite::lock */
+       lock(t);                                         /* TableMeta::lock */
        if
 #if defined(NO_RECHECK) || defined(OWNER_INSTEAD_OF_PARENT)
        :: true -> admit(ipa); break
@@ -210,7 +210,7 @@ inline read_write_lock(ipa) {
 #ifdef NO_FALLBACK
      assert(a_walk_is_bounded);
 #endif
-     atomic { if :: t != 0 -> lock(t); unlock(0) :: else fi; admit(ipa); break }
+     atomic { if :: t != 0 -> lock(t); unlock(0) :: else fi; admit(ipa); break }   /* ReadWrite::couple */
   od
 }
 
@@ -229,7 +229,7 @@ inline clear() {
   table[t].leaf = None; table[t].target = 0; table[t].marker = 0
 }
 
-/* Loaded::resolve of a translation fault: page_in, install, Stage2::lock_leaf_table */
+/* Loaded::resolve of a translation fault: Stage2::page_in, Stage2::install, Stage2::lock_table */
 inline fault(ipa) {
   atomic { /* Backing::page: a frame the embedder has; no lock held */
     (frame[1].state == Unused || frame[2].state == Unused) ->
@@ -239,7 +239,7 @@ inline fault(ipa) {
   };
   do
   :: read_write_lock(ipa);
-     atomic {
+     atomic {                                                                       /* Stage2::install */
        if
        :: t != 0 ->
           if
@@ -256,7 +256,7 @@ inline fault(ipa) {
        :: t == 0 && root[ipa] != 0 && root[ipa] <= PAGES -> unlock(0)                /* linked by another since: go on down */
        :: t == 0 && root[ipa] == 0 && spare != 0 ->                                 /* Locked::link */
           must(table[0].locked_by == me, stores_only_under_the_lock);
-          lock(spare);                                                              /* adopt: its lock, under its parent's */
+          lock(spare);                                                              /* TableMeta::adopt: its lock, under its parent's */
           table[spare].base = ipa + 1; table[spare].state = Live; unlock(spare);
 #ifdef STRICT_TABLES
           must((cached_tables[ipa] & ~one(spare)) == 0, one_table_over_an_address);
@@ -288,7 +288,7 @@ inline lock_found(ipa) {
   do
   :: atomic { section_begins(); load(ipa); if :: t == 0 -> break :: else -> leave() fi };     /* ReadOnly::visit */
      read_write_lock(ipa);
-     atomic { if :: t != 0 -> break :: else -> unlock(0) fi }
+     atomic { if :: t != 0 -> break :: else -> unlock(0) fi }      /* Stage2::for_each_locked, its next round */
   od
 }
 
@@ -303,8 +303,8 @@ inline hint() { if :: table[t].leaf == None && table[t].state == Live -> table[t
 
 /* Stage2::unmap_with: mark, flush, settle */
 inline unmap(ipa) {
-  lock_found(ipa);                                                                  /* Stage2::mark */
-  atomic {
+  lock_found(ipa);                                                                  /* Stage2::for_each_locked */
+  atomic {                                                                          /* Stage2::mark */
     if
     :: t == 0
     :: else ->
@@ -323,7 +323,7 @@ inline unmap(ipa) {
        leave()
     fi
   };
-  atomic {
+  atomic {                                                                          /* Gather::flush */
 #ifndef UNMAP_WITHOUT_FLUSH
     if :: marked -> flush_leaves(ipa) :: else fi;                                   /* Gather::flush: nothing if nothing was */
 #endif
@@ -333,8 +333,8 @@ inline unmap(ipa) {
     marked = false;
     period[me] = online & one(READ_ONLY)                                                             /* Quiescence::begin */
   };
-  lock_found(ipa);                                                                  /* Stage2::settle_with: claim */
-  atomic {
+  lock_found(ipa);                                                                  /* Stage2::for_each_locked */
+  atomic {                                                                          /* Stage2::settle_with: claim */
     if
     :: t == 0
     :: else ->
@@ -348,8 +348,8 @@ inline unmap(ipa) {
     if :: f == 0 -> period[me] = 0 :: else fi
   };
   if
-  :: atomic { f == 0 -> section_ends() }
-  :: atomic { f != 0 -> /* release(Removed): the caller may move the content from here on; for reuse it has to wait */
+  :: atomic { f == 0 -> section_ends() }                                            /* Reader::quiescent */
+  :: atomic { f != 0 -> /* Stage2::release: the caller may move the content from here on; for reuse it has to wait */
        must(frame[f].state == Owned, frame_given_back_once);
        must(((cached_leaves[0] | cached_leaves[ROOTS - 1]) & one(f)) == 0, hardware_never_reaches_a_frame_given_back);
        frame[f].state = Handed;
@@ -361,8 +361,8 @@ inline unmap(ipa) {
        poll_frame(f);
        period[me] = 0; f = 0
      };
-     read_write_lock(ipa);                                                          /* Stage2::finish */
-     atomic {
+     read_write_lock(ipa);                                                          /* Stage2::finish_claimed */
+     atomic {                                                                       /* Stage2::finish */
        must(t != 0, mapping_only_in_a_linked_table);
        clear(); hint(); unlock(t); leave();
        section_ends()
@@ -395,10 +395,10 @@ proctype ReadOnly() {
   do
   :: atomic { root[0] != 0 -> section_begins(); load(0) };                          /* ReadOnly::find: the parent's entry */
      if
-     :: atomic { table[t].leaf == Page -> at_frame = table[t].target; in_table[me] = 0; t = 0 }    /* the leaf */
-     :: atomic { table[t].leaf != Page -> skip }
+     :: atomic { table[t].leaf == Page -> at_frame = table[t].target; in_table[me] = 0; t = 0 }    /* Table::read: the leaf */
+     :: atomic { table[t].leaf != Page -> skip }                                       /* Table::read */
      fi;
-     d_step { at_frame = 0; section_ends(); t = 0 }
+     d_step { at_frame = 0; section_ends(); t = 0 }                                   /* Reader::quiescent */
   :: true -> break
   od
 }
@@ -431,15 +431,15 @@ proctype Reclaimer() {
        first(hinted); i = table[p].base - 1
      };
 #ifdef CHILD_BEFORE_PARENT
-     atomic { lock(p) };
-     atomic { lock(0) };
+     atomic { lock(p) };                                                              /* TableMeta::lock */
+     atomic { lock(0) };                                                              /* TableMeta::lock: the wrong order */
 #else
      atomic { lock(0) };                                                            /* ReadWrite::lock of the parent */
      atomic {                                                                       /* Locked::detach_empty */
        lock(p);
 #endif
 #ifdef CHILD_BEFORE_PARENT
-     atomic {
+     atomic {                                                                         /* Locked::detach_empty */
 #endif
        must(root[i] == p, a_hint_is_linked);
        if
@@ -456,18 +456,18 @@ proctype Reclaimer() {
      :: p == 0 -> skip
      :: else ->
 #ifdef NO_CHILD_LOCK
-        atomic { detach() };
+        atomic { detach() };                                                          /* Locked::detach_empty */
 #endif
 #ifdef FREE_BEFORE_FLUSH
-        atomic { table[p].waits = online; table[p].state = Retired; poll_table(p) };
-        atomic { table[p].state != Retired -> skip };
-        atomic { flush_tables(i); p = 0; i = 0 }
+        atomic { table[p].waits = online; table[p].state = Retired; poll_table(p) };          /* Quiescence::retire */
+        atomic { table[p].state != Retired -> skip };                                 /* Quiescing::poll */
+        atomic { flush_tables(i); p = 0; i = 0 }                                      /* Gather::flush */
 #else
 #ifndef NO_FLUSH
-        atomic { flush_tables(i) };                                                 /* Gather::flush: Batch<Invalidated> */
+        atomic { flush_tables(i) };                                                 /* Gather::flush, Batch::invalidated */
 #endif
 #ifdef TABLE_MARKER
-        atomic { lock(0); root[i] = 0; unlock(0) };
+        atomic { lock(0); root[i] = 0; unlock(0) };                                    /* Locked::finish_detach */
 #endif
         atomic { /* Quiescence::retire */
 #ifdef NO_GRACE
@@ -485,7 +485,7 @@ proctype Reclaimer() {
 }
 
 init {
-  atomic {
+  atomic { /* model: all at once */
     byte c;
     c = 0; do :: c < CPUS -> run Cpu(c); c++ :: else -> break od; c = 0;
     run ReadOnly(); run Reclaimer()

@@ -22,7 +22,7 @@ bool entered;
 
 active proctype Faulter() {
 #ifdef LINK_BEFORE_ZERO
-  atomic { link_waits = true };
+  atomic { link_waits = true };                        /* Locked::link, too early */
   !link_waits;
 #endif
   atomic { zero_waits = true };                        /* Pool::alloc_root: relaxed stores */
@@ -30,16 +30,17 @@ active proctype Faulter() {
 #ifndef LINK_RELAXED
   !zero_waits;                                         /* Locked::link: the release of Locked::replace */
 #endif
-  atomic { link_waits = true };
+  atomic { link_waits = true };                        /* Locked::link: the store */
 #endif
   !zero_waits;                                         /* Locked::replace of the leaf: release, too */
-  atomic { leaf_waits = true };
+  atomic { leaf_waits = true };                        /* Locked::replace: the store */
 #ifndef NO_DSB
   !zero_waits && !link_waits && !leaf_waits;           /* the end of install: DSB ISHST */
 #endif
   entered = true                                       /* Outcome::Resumed: ERET */
 }
 
+/* hardware: a walk, on behalf of the guest */
 active proctype Walker() {
   bool resumed, found;
 end:
@@ -56,6 +57,7 @@ end:
   od
 }
 
+/* hardware: stores reach the walkers */
 active proctype Stores() {
 end:
   do

@@ -38,12 +38,13 @@ bool freed;                            /* ghost */
 
 /* A store of the slot. The next one pushes the one before out of the buffer. */
 inline store_slot(v) {
-  atomic {
+  atomic { /* Reader::online, Reader::quiescent, Reader::offline */
     if :: slot_store[me].waits -> slot[me] = slot_store[me].value :: else fi;
     slot_store[me].waits = true; slot_store[me].value = v
   }
 }
 inline look() { atomic { holds[me] = linked } }                     /* ReadOnly::find */
+/* model: the last look is done */
 inline leave() { atomic { must(!(holds[me] && freed), no_reader_in_a_freed_table); holds[me] = false } }
 
 proctype Reader(byte me) {
@@ -86,22 +87,22 @@ proctype Reclaimer() {
 #ifndef BEGIN_WITHOUT_FENCE
      !unlink_waits;                                                 /* Quiescence::begin: fence(SeqCst) */
 #endif
-     atomic { period = epoch + 1; advance_waits = true };           /* fetch_add: release */
+     atomic { period = epoch + 1; advance_waits = true };           /* Quiescence::begin: fetch_add, release */
      n = 0;
      do                                                             /* Quiescence::poll, until it is over */
      :: n == READERS -> break
-     :: atomic { n < READERS && slot[n] == OFFLINE -> n++ }
-     :: atomic { n < READERS && slot[n] >= period -> n++ }
+     :: atomic { n < READERS && slot[n] == OFFLINE -> n++ }                      /* Quiescence::poll: load, acquire */
+     :: atomic { n < READERS && slot[n] >= period -> n++ }                       /* Quiescence::poll: load, acquire */
      od;
      n = 0;
      !unlink_waits && !advance_waits;                               /* the lock of table memory, its release */
      atomic { must(!holds[0] && !holds[1], no_reader_in_a_freed_table); freed = true };     /* Batch<Quiesced>::free */
-     atomic { freed = false; linked = true; generation++; period = 0 }                      /* allocated, linked again */
+     atomic { freed = false; linked = true; generation++; period = 0 }                      /* Pool::alloc, Locked::link */
   :: generation == GENERATIONS -> break
   od
 }
 
-/* Stores reach memory: each CPU's in order, otherwise whenever they like. */
+/* hardware: stores reach memory: each CPU's in order, otherwise whenever they like. */
 proctype Memory() {
 end:
   do
@@ -112,4 +113,4 @@ end:
   od
 }
 
-init { atomic { run Reader(0); run Reader(1); run Reclaimer(); run Memory() } }
+init { atomic { run Reader(0); run Reader(1); run Reclaimer(); run Memory() } } /* model: all at once */

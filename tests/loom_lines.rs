@@ -111,7 +111,9 @@ fn a_table_that_is_hinted_while_hints_are_taken_is_not_forgotten() {
     explore(Setting::new(2, 2), |scene: &'static Scene<Hardware>| {
         let guest = scene.guest();
         scene.alone(|reader| {
-            [0, 2].map(|n| map(guest, reader, n, n).expect("nothing is mapped"));
+            for n in [0, 2] {
+                map(guest, reader, n, n).expect("nothing is mapped");
+            }
             let _frames = guest.unmap(reader, pages(0, 2)).expect("unmap cannot fail");
         });
         let unmapper = scene.on_cpu(1, move |reader| {

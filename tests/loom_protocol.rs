@@ -137,7 +137,7 @@ fn a_mapping_beside_a_table_recycled_at_the_same_place_is_found() {
 
 #[test]
 fn map_unmap_and_reclaim_agree_on_what_is_mapped() {
-    explore(Setting::new(1, 3), |scene: &'static Scene<ModelArch>| {
+    explore(Setting::new(2, 3), |scene: &'static Scene<ModelArch>| {
         let guest = scene.guest();
         scene.empty_table_about_to_be_unlinked();
         let mapper = scene.on_cpu(1, move |reader| map(guest, reader, 0, 7));

@@ -150,8 +150,8 @@ impl<G: Granule> Scene<G> {
             ("the root", table(root)),
             ("a subtree that hangs elsewhere, too", table(Self::table_at(&self.elsewhere, child))),
             ("a table of another guest", table(self.others[child as usize - self.path[0].0 as usize])),
-            ("a collapsing entry that leads elsewhere", Self::table_at(&self.elsewhere, child).raw() | 0b10 | 6 << 56),
             ("a frozen entry that leads elsewhere", Self::table_at(&self.elsewhere, child).raw() | 0b10 | 1 << 56),
+            ("a collapsing entry that leads elsewhere", Self::table_at(&self.elsewhere, child).raw() | 0b10 | 6 << 56),
             ("a block beyond the physical addresses", 1 << PA_BITS | 0b01 | DIRTY | 1 << 10),
             ("a block that is not aligned to its size", (G::entry_size(level) / 2) | 0b01 | DIRTY | 1 << 10),
         ]);

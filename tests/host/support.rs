@@ -78,13 +78,17 @@ pub(crate) fn guest<A: Arch, G: Granule>(mmu: &'static Machine<A, G>) -> Guest<A
 }
 
 /// The same with a side log for `pages` pages from `base` on.
-pub(crate) fn logged_guest<A: Arch, G: Granule>(mmu: &'static Machine<A, G>, base: u64, pages: u64) -> Guest<A, G> {
+pub(crate) fn logged_guest<A: Arch, M: TableMemory>(
+    mmu: &'static Mmu<'static, A, M>,
+    base: u64,
+    pages: u64,
+) -> Stage2<'static, A, M> {
     let words: Box<[Word]> = (0..pages.div_ceil(64)).map(|_| Word::new(0)).collect();
     let log = DirtyBitmap { base: Ipa::new(base), words: Box::leak(words) };
     Stage2::new(mmu, geometry(40), Some(log)).unwrap()
 }
 
-pub(crate) fn reader<A: Arch, G: Granule>(mmu: &'static Machine<A, G>, cpu: u16) -> Reader<'static> {
+pub(crate) fn reader<A: Arch, M: TableMemory>(mmu: &'static Mmu<'static, A, M>, cpu: u16) -> Reader<'static> {
     mmu.reader(CpuIndex(cpu)).unwrap()
 }
 
@@ -114,7 +118,11 @@ pub(crate) fn unmap<A: Arch, G: Granule>(guest: &Guest<A, G>, reader: &Reader<'_
 }
 
 /// Where `ipa` is mapped to.
-pub(crate) fn target<A: Arch, G: Granule>(guest: &Guest<A, G>, reader: &Reader<'_>, ipa: u64) -> Option<u64> {
+pub(crate) fn target<A: Arch, M: TableMemory>(
+    guest: &Stage2<'static, A, M>,
+    reader: &Reader<'_>,
+    ipa: u64,
+) -> Option<u64> {
     guest.query(reader, Ipa::new(ipa)).unwrap().map(|mapping| mapping.pa.raw())
 }
 
@@ -126,7 +134,7 @@ pub(crate) fn tear_down<A: Arch, G: Granule>(guest: Guest<A, G>, reader: &Reader
 }
 
 /// Lets all readers quiesce and the reclaimer work, until it has nothing left to do.
-pub(crate) fn reclaim_all<A: Arch, G: Granule>(guest: &Guest<A, G>, reader: &mut Reader<'_>) -> u32 {
+pub(crate) fn reclaim_all<A: Arch, M: TableMemory>(guest: &Stage2<'static, A, M>, reader: &mut Reader<'_>) -> u32 {
     let mut freed = 0;
     for _ in 0..100 {
         reader.quiescent();

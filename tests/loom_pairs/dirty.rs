@@ -93,23 +93,6 @@ fn after_a_rearm_the_next_store_faults_though_another_has_protected_the_page() {
     });
 }
 
-/// Of the device nothing is in the tree: page 0 is clean there.
-#[test]
-fn what_a_device_has_stored_and_marked_twice_is_in_this_harvest_or_in_the_next() {
-    explore(PAIR, |scene: &'static Scene| {
-        let mut harvester = Harvester::new(scene);
-        let device = scene.on_cpu(1, move |_| {
-            for value in [1, 2] {
-                scene.mmu.arch().content(frame(0)).store(value, Ordering::Relaxed);
-                scene.guest().mark_dirty(pages(0, 1)).expect("it is of the guest");
-            }
-        });
-        scene.alone(|reader| harvester.harvest(reader));
-        device.join().expect("no panic");
-        harvester.ends_with_an_equal_replica();
-    });
-}
-
 /// After the harvest the guest's TLB may have the clean page, and its next store must come through all the same.
 #[test]
 fn a_store_beside_a_rearm_passes_in_the_end() {

@@ -4,6 +4,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use stage2::Reader;
 use stage2::dirty::{Content, Initial};
+use stage2::stage2::Removed;
 
 use crate::backing::{Moving, SameFrame};
 use crate::hardware::guest_stores;
@@ -13,7 +14,7 @@ use crate::{Scene, TRIPLE, store_by_fault};
 
 #[test]
 fn a_fault_an_unmap_and_a_reclaim_agree_on_what_is_mapped_and_in_the_tlb() {
-    explore(Setting { preemptions: 1, ..TRIPLE }, |scene: &'static Scene| {
+    explore(TRIPLE, |scene: &'static Scene| {
         let guest = scene.guest();
         scene.empty_table_about_to_be_unlinked();
         let user = scene.on_cpu(1, move |reader| store_by_fault(scene, guest, reader, 0, 1));
@@ -91,19 +92,17 @@ fn a_store_by_fault_to_a_page_that_is_moved_is_in_this_harvest_or_in_the_next() 
             guest_stores(scene.mmu, &loaded, reader, &faulting, page(0), 2)
         });
         let mover = scene.on_cpu(2, move |reader| {
-            let guest = scene.guest();
-            guest
-                .unmap_with(reader, pages(0, 1), |removed| {
-                    assert!(!scene.mmu.arch().reaches(frame(0)));
-                    backing.carry(scene.mmu.arch(), &removed, 2);
-                })
-                .expect("unmap cannot fail");
-            // Or a fault has.
-            let _ = guest.map(reader, pages(0, 1), frame(2), READ_WRITE, Content::Unchanged);
+            let carry = |removed: Removed<'_>| {
+                assert!(!scene.mmu.arch().reaches(frame(0)));
+                backing.carry(scene.mmu.arch(), &removed, 2);
+            };
+            scene.guest().unmap_with(reader, pages(0, 1), carry).expect("unmap cannot fail");
         });
         scene.alone(|reader| harvester.harvest(reader));
         user.join().expect("no panic");
         mover.join().expect("no panic");
+        // Or the fault has.
+        let _ = scene.alone(|reader| scene.guest().map(reader, pages(0, 1), frame(2), READ_WRITE, Content::Unchanged));
         harvester.ends_with_an_equal_replica();
     });
 }

@@ -10,7 +10,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use std::sync::{OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::sync::{Mutex, MutexGuard};
@@ -50,6 +50,8 @@ pub(crate) struct Hardware {
 #[derive(Default)]
 struct State {
     tlb: Vec<Entry>,
+    /// What must never be and was: said once the lock is given back, which a panic would poison.
+    violation: Option<&'static str>,
     /// The registers that each hypervisor CPU has in use.
     registers: Vec<(ThreadId, Stage2Registers)>,
 }
@@ -90,16 +92,22 @@ impl State {
     }
 
     /// One level: the cached descriptor if there is one, else the valid one in memory, which is then cached.
-    fn step(&mut self, what: Translation, read: impl FnOnce() -> Option<u64>) -> Option<u64> {
+    fn step(&mut self, what: Translation, read: impl FnOnce() -> Result<Option<u64>, &'static str>) -> Option<u64> {
         let vttbr = self.registers().vttbr;
         let (vmid, root) = (vttbr >> VMID_SHIFT, vttbr & ADDRESS);
-        let in_memory = read();
-        if let Some(cached) = self.tlb.iter().find(|entry| entry.vmid == vmid && entry.what == what) {
-            assert_eq!(cached.root, root, "a VMID stands for one tree");
-            if let Some(in_memory) = in_memory {
-                assert_eq!(cached.to & ADDRESS, in_memory & ADDRESS, "an address has one translation at a time");
+        let in_memory = read().unwrap_or_else(|violation| {
+            self.violation = Some(violation);
+            None
+        });
+        let cached = self.tlb.iter().find(|entry| entry.vmid == vmid && entry.what == what);
+        if let Some(&Entry { root: of, to, .. }) = cached {
+            if of != root {
+                self.violation = Some("a VMID stands for two trees");
             }
-            return Some(cached.to);
+            if in_memory.is_some_and(|in_memory| (to ^ in_memory) & ADDRESS != 0) {
+                self.violation = Some("an address has two translations");
+            }
+            return Some(to);
         }
         let to = in_memory?;
         self.tlb.push(Entry { vmid, root, what, to });
@@ -108,13 +116,14 @@ impl State {
 }
 
 /// The valid descriptor that a table holds in memory.
-fn read(memory: &Memory, table: u64, index: u64) -> Option<u64> {
+fn read(memory: &Memory, table: u64, index: u64) -> Result<Option<u64>, &'static str> {
     // SAFETY: the walk stores nothing.
-    let entries = unsafe { memory.table(Pa::new(table)) }.expect("walks stay in table memory").entries;
+    let entries = unsafe { memory.table(Pa::new(table)) }.ok_or("a walk leaves table memory")?.entries;
     // Acquire: the next level's load depends on this one by its address.
-    let entry = entries[index as usize].load(Ordering::Acquire);
-    assert_ne!(entry, POISON, "no walk is in a table that was freed");
-    (entry & VALID != 0).then_some(entry)
+    match entries[index as usize].load(Ordering::Acquire) {
+        POISON => Err("a walk is in a table that was freed"),
+        entry => Ok((entry & VALID != 0).then_some(entry)),
+    }
 }
 
 impl Default for Hardware {
@@ -128,9 +137,9 @@ impl Default for Hardware {
 }
 
 impl Hardware {
-    /// The MMU's state, also after a test has failed: it must fail by its own assertion.
+    /// The MMU's state.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.mmu.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mmu.lock().expect("nothing panics while it is held")
     }
 
     /// The content of a frame.
@@ -138,17 +147,30 @@ impl Hardware {
         &self.frames[frame_number(frame)]
     }
 
-    /// The guest that this CPU has loaded stores `value` to page `ipa`.
-    pub(crate) fn store(&self, memory: &Memory, ipa: Ipa, value: u64) -> Result<(), Fault> {
+    /// Runs `step` with the MMU's state, and fails if that has come to what must never be.
+    fn turn<T>(&self, step: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
-        let leaf = state.translate(memory, ipa.raw() / PAGE).ok_or(Fault::Translation)?;
-        if leaf & WRITE == 0 {
-            return Err(Fault::Permission);
-        }
-        self.content(Pa::new(leaf & ADDRESS)).store(value, Ordering::Relaxed);
-        Ok(())
+        let result = step(&mut state);
+        let violation = state.violation.take();
+        drop(state);
+        assert_eq!(violation, None);
+        result
     }
 
+    /// The guest that this CPU has loaded stores `value` to page `ipa`.
+    pub(crate) fn store(&self, memory: &Memory, ipa: Ipa, value: u64) -> Result<(), Fault> {
+        self.turn(|state| {
+            let leaf = state.translate(memory, ipa.raw() / PAGE).ok_or(Fault::Translation)?;
+            if leaf & WRITE == 0 {
+                return Err(Fault::Permission);
+            }
+            match self.frames.get(frame_number(Pa::new(leaf & ADDRESS))) {
+                Some(content) => content.store(value, Ordering::Relaxed),
+                None => state.violation = Some("a page is mapped to no frame"),
+            }
+            Ok(())
+        })
+    }
     /// From now on a CPU that invalidates under a VMID looks at page 1 of its tree unasked, as it may while it has
     /// the two in its registers.
     pub(crate) fn speculates(&self, memory: &'static Memory) {
@@ -172,7 +194,7 @@ impl Hardware {
 }
 
 fn frame_number(frame: Pa) -> usize {
-    ((frame.raw() - self::frame(0).raw()) / PAGE) as usize
+    (frame.raw().wrapping_sub(self::frame(0).raw()) / PAGE) as usize
 }
 
 impl Arch for Hardware {
@@ -203,12 +225,13 @@ impl Arch for Hardware {
     }
 
     fn enter_vmid(&self, registers: Stage2Registers) -> SavedContext {
-        let mut state = self.state();
-        let old = core::mem::replace(state.registers(), registers);
-        if let Some(memory) = self.speculation.get() {
-            state.translate(memory, 1);
-        }
-        SavedContext { registers: old, ..SavedContext::default() }
+        self.turn(|state| {
+            let old = core::mem::replace(state.registers(), registers);
+            if let Some(memory) = self.speculation.get() {
+                state.translate(memory, 1);
+            }
+            SavedContext { registers: old, ..SavedContext::default() }
+        })
     }
 
     fn leave_vmid(&self, saved: SavedContext) {

@@ -7,6 +7,7 @@
 mod cargo;
 mod checks;
 mod commands;
+mod fuzzing;
 mod guest;
 mod job;
 mod machine;
@@ -14,6 +15,8 @@ mod mutants;
 mod prerequisites;
 mod process;
 mod progress;
+#[cfg(test)]
+mod reading;
 mod report;
 mod summary;
 mod trace;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{run, soak, test, trace as trace_command};
+use crate::commands::{fuzz, mutants as mutants_command, run, soak, test, trace as trace_command};
 use crate::workspace::Workspace;
 
 /// Builds, boots and checks stage2.
@@ -42,7 +45,9 @@ enum Command {
     /// Check everything: format, lints, documentation, tests on the host and on the machine.
     Test(test::Arguments),
     /// Seed bugs into the library, one at a time: a named check must find each.
-    Mutants(commands::mutants::Arguments),
+    Mutants(mutants_command::Arguments),
+    /// Fuzz the library and the reading of reports.
+    Fuzz(fuzz::Arguments),
     /// Run the Debian guest again and again, on several CPU models.
     Soak(soak::Arguments),
     /// Check what the images do to tables and TLBs, as a plugin of QEMU's tells it.
@@ -54,7 +59,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
-        Command::Mutants(arguments) => commands::mutants::run(&workspace, &arguments),
+        Command::Mutants(arguments) => mutants_command::run(&workspace, &arguments),
+        Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Soak(arguments) => soak::run(&workspace, &arguments),
         Command::Trace(arguments) => trace_command::run(&workspace, &arguments),
     };

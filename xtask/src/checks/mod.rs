@@ -1,12 +1,16 @@
 //! The steps of `cargo xtask test`.
 
+mod fuzz;
 mod host;
 mod libtest;
 mod loom;
+mod miri;
 mod msrv;
 mod mutants;
 mod runner;
+pub(crate) mod sanitizer;
 pub(crate) mod shuttle;
+mod spin;
 mod target;
 mod trace;
 
@@ -70,6 +74,10 @@ pub(crate) fn all_steps() -> Vec<Step> {
         step("documentation", target::documentation),
         step("minimum Rust version", msrv::check),
         step("tests, host", host::tests),
+        step("models, SPIN", spin::models),
+        step("ThreadSanitizer", sanitizer::stress),
+        step("Miri", miri::slice),
+        step("fuzzing", fuzz::slice),
         step("loom", loom::protocol),
         step("shuttle", shuttle::schedules),
         step("mutants, one a rule", mutants::slice),

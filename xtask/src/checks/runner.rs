@@ -38,7 +38,7 @@ type Action = dyn Fn(&Context<'_>, &Path) -> Result<Tally>;
 
 /// A named check. It may write to a log of its own; an error counts as one failure.
 pub(crate) struct Step {
-    name: String,
+    pub(crate) name: String,
     action: Box<Action>,
 }
 

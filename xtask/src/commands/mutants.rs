@@ -18,8 +18,11 @@ pub(crate) struct Arguments {
     /// Only the mutant with this id; may be given more than once
     #[arg(long, value_name = "ID")]
     only: Vec<String>,
+    /// Only one mutant a rule, as `cargo xtask test` has it
+    #[arg(long, conflicts_with = "only")]
+    slice: bool,
     /// Write docs/mutants.md from the table, and run nothing
-    #[arg(long, conflicts_with_all = ["report", "only"])]
+    #[arg(long, conflicts_with_all = ["report", "only", "slice"])]
     write_docs: bool,
 }
 
@@ -27,7 +30,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let Some(place) = &arguments.report else { return mutants::write_docs(workspace) };
     report::check_place(place)?;
-    let found = mutants::run(workspace, &Selection::Only(&arguments.only))?;
+    let selection = if arguments.slice { Selection::Slice } else { Selection::Only(&arguments.only) };
+    let found = mutants::run(workspace, &selection)?;
     report::write(place, &found)?;
     println!("{} killed, {} survived", found.mutants.len(), found.survivors.len());
     ensure!(found.survivors.is_empty(), "no check sees {}", found.survivors.join(", "));

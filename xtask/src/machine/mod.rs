@@ -6,6 +6,7 @@
 
 pub(crate) mod arguments;
 mod defmt_log;
+mod ending;
 pub(crate) mod events;
 mod tail;
 pub(crate) mod watchdog;
@@ -20,24 +21,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use self::arguments::Machine;
+pub(crate) use self::ending::Ending;
 use self::events::Event;
 use self::tail::Tail;
-use self::watchdog::{Hang, Limits, Watchdog};
+use self::watchdog::{Limits, Watchdog};
 use crate::process;
 
 /// How often the machine is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
-
-/// How a boot ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// The image left with this code, or QEMU did for it.
-    Exited(i32),
-    /// QEMU was ended by this signal.
-    Signalled(i32),
-    /// The watchdog ended it.
-    Hung(Hang),
-}
 
 /// A finished boot.
 #[derive(Debug)]
@@ -202,6 +193,7 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use super::watchdog::Hang;
     use super::*;
 
     /// A shell script in QEMU's place. The image is no ELF file: nothing is logged in these tests.

@@ -37,8 +37,7 @@ pub(super) fn check(
     log: &Path,
 ) -> Result<Ended> {
     let limit = Limits::WITHOUT_MUTANT;
-    let folder = folder.join("build").join("host");
-    let mut command = in_copy(workspace, copy.folder(), &folder);
+    let mut command = in_copy(workspace, copy.folder(), &folder.join("build").join("host"));
     match checker.program.as_str() {
         RUSTC => {
             command.args(["check", "--lib", "--features", "model"]);
@@ -59,7 +58,8 @@ pub(super) fn check(
             Ok(ended.unwrap_or(Ended::Failed))
         }
         _ => {
-            let built = Build::holding(checker).tests(workspace, copy.folder(), &folder)?;
+            let build = Build::holding(checker);
+            let built = build.tests(workspace, copy.folder(), folder, &build.only(std::iter::once(checker)))?;
             Ok(run::test(built.program(&checker.program)?, &checker.test, 0, limit, log)?.0)
         }
     }

@@ -1,6 +1,6 @@
 //! Builds of a copy: the host's test programs, and loom's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,13 +21,15 @@ pub(super) struct Build {
     /// The test programs whose names begin so are built this way.
     prefix: &'static str,
     arguments: &'static [&'static str],
+    /// Which arguments build all of its test programs.
+    all: &'static [&'static str],
     flags: &'static str,
 }
 
 /// The last one takes what no other does.
 const BUILDS: [Build; 2] = [
-    Build { name: "loom", prefix: "loom", arguments: &["--release", "--test", "loom*"], flags: "--cfg loom" },
-    Build { name: "host", prefix: "", arguments: &["--features", "model", "--tests"], flags: "" },
+    Build { name: "loom", prefix: "loom", arguments: &["--release"], all: &["--test", "loom*"], flags: "--cfg loom" },
+    Build { name: "host", prefix: "", arguments: &["--features", "model"], all: &["--tests"], flags: "" },
 ];
 
 /// The unit tests, as a test program.
@@ -49,16 +51,41 @@ impl Build {
         BUILDS.iter().filter(|build| needed.contains(build)).collect()
     }
 
-    /// Builds the test programs of the copy in `copy`; the build and its log are kept in `folder`.
-    pub(super) fn tests(&self, workspace: &Workspace, copy: &Path, folder: &Path) -> Result<Built> {
+    /// The arguments that build the programs of `checkers` that are built this way, and no others.
+    pub(super) fn only<'c>(&self, checkers: impl Iterator<Item = &'c Checker>) -> Vec<String> {
+        let programs: BTreeSet<&str> =
+            checkers.filter(|checker| Self::holding(checker) == self).map(|checker| &*checker.program).collect();
+        programs
+            .into_iter()
+            .flat_map(|program| match program {
+                UNIT_TESTS => vec!["--lib".to_owned()],
+                program => vec!["--test".to_owned(), program.to_owned()],
+            })
+            .collect()
+    }
+
+    /// The arguments that build all programs that are built this way.
+    pub(super) fn all(&self) -> Vec<String> {
+        self.all.iter().map(|&argument| argument.to_owned()).collect()
+    }
+
+    /// Builds the `programs` of the copy in `copy`; the build and its log are kept in `folder`.
+    pub(super) fn tests(
+        &self,
+        workspace: &Workspace,
+        copy: &Path,
+        folder: &Path,
+        programs: &[String],
+    ) -> Result<Built> {
         let mut command = in_copy(workspace, copy, &folder.join("build").join(self.name));
         command.env("RUSTFLAGS", self.flags);
-        command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(self.arguments);
+        command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
+        command.args(self.arguments).args(programs);
         let output = process::capture(&mut command)?;
         let log = folder.join(format!("build-{}.log", self.name));
         fs::write(&log, &output.stderr).with_context(|| format!("cannot write {}", log.display()))?;
         ensure!(output.status.success(), "the copy {} does not build: see {}", copy.display(), log.display());
-        Ok(Built { programs: programs(&String::from_utf8_lossy(&output.stdout)), copy: copy.to_path_buf() })
+        Ok(Built { programs: built_programs(&String::from_utf8_lossy(&output.stdout)), copy: copy.to_path_buf() })
     }
 }
 
@@ -95,7 +122,7 @@ impl Built {
 }
 
 /// The test programs that Cargo's messages tell of.
-fn programs(messages: &str) -> BTreeMap<String, PathBuf> {
+fn built_programs(messages: &str) -> BTreeMap<String, PathBuf> {
     let mut programs = BTreeMap::new();
     for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let Some(program) = message["executable"].as_str() else { continue };
@@ -121,6 +148,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_needed_is_built_and_nothing_else() {
+        let killers = ["loom_dirty::a", "loom_dirty::b", "host::races::a", "lib::a"];
+        let killers = killers.map(|name| Checker::try_from(name.to_owned()).unwrap());
+        let [loom, host] = &BUILDS;
+        assert_eq!(loom.only(killers.iter()), ["--test", "loom_dirty"]);
+        assert_eq!(host.only(killers.iter()), ["--test", "host", "--lib"]);
+    }
+
+    #[test]
     fn programs_are_read_from_cargos_messages() {
         let messages = concat!(
             r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"host"},"executable":"/t/host-1"}"#,
@@ -129,7 +165,7 @@ mod tests {
             "\n",
             r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"stage2"},"executable":"/t/stage2-1"}"#,
         );
-        let programs = programs(messages);
+        let programs = built_programs(messages);
         assert_eq!(programs.into_keys().collect::<Vec<_>>(), ["host", "lib"]);
     }
 }

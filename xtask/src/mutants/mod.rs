@@ -67,7 +67,7 @@ pub(crate) fn run(workspace: &Workspace, selection: &Selection<'_>) -> Result<Re
         Matrix { workspace, table: &table, folder: workspace.target.join("mutants"), built: BTreeMap::new() };
     let mut report = Report::default();
     if !together.is_empty() {
-        matrix.build(&together)?;
+        matrix.build(&together, matches!(selection, Selection::Slice))?;
         let limits = matrix.baseline(&together)?;
         for outcome in in_parallel(&together, |mutant| matrix.chosen_at_run_time(mutant, &limits)) {
             report.add(outcome?);
@@ -138,13 +138,16 @@ struct Matrix<'t> {
 }
 
 impl<'t> Matrix<'t> {
-    /// Builds the copy with all mutants in it, for each build that a killer of the selected ones is in.
-    fn build(&mut self, selected: &[&Mutant]) -> Result<()> {
+    /// Builds the copy with all mutants in it, for each build that a killer of the selected ones is in: the killers' test
+    /// programs, and unless they are to be `killers_alone` all others, too.
+    fn build(&mut self, selected: &[&Mutant], killers_alone: bool) -> Result<()> {
         let copy = Copy::new(self.workspace, self.folder.join("together"));
         copy.write(&schemata::apply(&self.workspace.root, self.table)?)?;
-        for build in Build::of(selected.iter().map(|mutant| &mutant.killer)) {
+        let killers = || selected.iter().map(|mutant| &mutant.killer);
+        for build in Build::of(killers()) {
             let started = Instant::now();
-            let built = build.tests(self.workspace, copy.folder(), &self.folder)?;
+            let programs = if killers_alone { build.only(killers()) } else { build.all() };
+            let built = build.tests(self.workspace, copy.folder(), &self.folder, &programs)?;
             println!("built with every mutant, {}: {:.1} s", build.name, started.elapsed().as_secs_f64());
             self.built.insert(build.name, built);
         }
