@@ -1,5 +1,5 @@
 //! `cargo xtask soak`: the long forms of what `cargo xtask test` runs a slice of, sharing the time: the Debian run over and over,
-//! on each CPU model in turn; schedules; fuzzing; real threads under ThreadSanitizer.
+//! on each CPU model in turn; traces of the images; schedules; fuzzing; real threads under ThreadSanitizer.
 //!
 //! A stage is given a time by which it should end, and adds what it has done to the report; whatever it does at least
 //! once it does also if that takes longer. The report is written after every piece of work, so that an interrupted soak leaves
@@ -18,9 +18,13 @@ use serde_json::Value;
 use crate::checks::{CPUS, sanitizer, shuttle};
 use crate::fuzzing::{Build, TARGETS, Until};
 use crate::job::{self, Finished, Job};
-use crate::prerequisites::{NO_NIGHTLY, Nightly, Qemu, TargetStd};
+use crate::prerequisites::{NO_NIGHTLY, Nightly, Qemu, TargetStd, qemu_with_plugins};
 use crate::report;
+use crate::trace::{Expected, Recorder};
 use crate::workspace::Workspace;
+
+/// How long Debian works in each trace.
+const TRACED_SECONDS: u64 = 20;
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -42,6 +46,8 @@ struct SoakReport {
     runs: Vec<Value>,
     /// Clean runs of each CPU model.
     clean: BTreeMap<String, u64>,
+    /// What the images did to tables and TLBs, checked by the model.
+    trace_events: u64,
     /// Schedules of whole machines on the modelled MMU.
     schedules: u64,
     /// Operations and inputs that fuzzers tried.
@@ -60,10 +66,11 @@ struct Stage {
     run: fn(&mut Soak<'_>, Instant) -> Result<()>,
 }
 
-const STAGES: [Stage; 4] = [
-    Stage { name: "Debian", percent: 40, run: |soak, until| soak.debian(until) },
-    Stage { name: "schedules", percent: 25, run: |soak, until| soak.schedules(until) },
-    Stage { name: "fuzzing", percent: 30, run: |soak, until| soak.fuzz(until) },
+const STAGES: [Stage; 5] = [
+    Stage { name: "Debian", percent: 35, run: |soak, until| soak.debian(until) },
+    Stage { name: "traces", percent: 15, run: |soak, until| soak.trace(until) },
+    Stage { name: "schedules", percent: 20, run: |soak, until| soak.schedules(until) },
+    Stage { name: "fuzzing", percent: 25, run: |soak, until| soak.fuzz(until) },
     Stage { name: "ThreadSanitizer", percent: 5, run: |soak, until| soak.sanitize(until) },
 ];
 
@@ -85,8 +92,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         run(&mut soak, Instant::now() + time * percent / 100)?;
     }
     soak.save()?;
-    let SoakReport { runs, schedules, operations, skipped, .. } = &soak.report;
-    println!("{} runs, {schedules} schedules, {operations} operations, all clean", runs.len());
+    let SoakReport { runs, trace_events, schedules, operations, skipped, .. } = &soak.report;
+    let runs = runs.len();
+    println!("{runs} runs, {trace_events} traced events, {schedules} schedules, {operations} operations, all clean");
     skipped.iter().for_each(|skipped| println!("not run: {skipped}"));
     Ok(())
 }
@@ -124,6 +132,30 @@ impl Soak<'_> {
             println!("run {}: {cpu}, seed {seed}: clean", number + 1);
         }
         Ok(())
+    }
+
+    fn trace(&mut self, until: Instant) -> Result<()> {
+        let qemu = match qemu_with_plugins(self.workspace) {
+            Ok(qemu) => qemu,
+            Err(error) => {
+                self.report.skipped.push(format!("traces: {error:#}"));
+                return Ok(());
+            }
+        };
+        let recorder = Recorder::prepare(self.workspace, &qemu, Some(&self.log("soak-trace.log")))?;
+        let mut traced = recorder.claims()?;
+        loop {
+            self.report.trace_events += traced.findings.events;
+            let wrong = traced.wrong(Expected::Whole);
+            if let Some(first) = wrong.first() {
+                return self.fail(traced.findings.violations.len() as u64, format!("traced: {first}"));
+            }
+            self.save()?;
+            if Instant::now() >= until {
+                return Ok(());
+            }
+            traced = recorder.debian(TRACED_SECONDS)?;
+        }
     }
 
     fn schedules(&mut self, until: Instant) -> Result<()> {
