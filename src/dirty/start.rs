@@ -89,6 +89,11 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         IpaRange::new(crate::addr::Ipa::new(0), self.tree.geometry.ipa_size())?.intersection(logged)
     }
 
+    /// Whether a log that is on tells apart pages of `range`.
+    pub(crate) fn is_logged(&self, range: IpaRange) -> bool {
+        self.log.is_active() && self.logged_range().is_some_and(|logged| logged.intersection(range).is_some())
+    }
+
     fn clean_all(&self, reader: &Reader<'_>, logged: IpaRange) -> Result<(), Corrupt> {
         let mut gather = Gather::new(&self.tree, reader);
         let cleaned = self.for_each_locked(reader, logged, |locked, part, first, count| {

@@ -280,9 +280,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     /// Whether the page of `ipa` is told apart from its neighbours by a log that is on.
     fn logs_pages(&self, ipa: Ipa) -> bool {
-        self.largest_leaf < Level::LEAF
-            && self.log.is_active()
-            && self.logged_range().is_some_and(|logged| logged.contains(ipa))
+        self.largest_leaf < Level::LEAF && IpaRange::inclusive(ipa, ipa).is_some_and(|page| self.is_logged(page))
     }
 
     /// Maps a page where there is none, or a block, if the backing has one.

@@ -108,10 +108,6 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         Ok((candidates, next))
     }
 
-    fn is_logged(&self, range: IpaRange) -> bool {
-        self.log.is_active() && self.logged_range().is_some_and(|logged| logged.intersection(range).is_some())
-    }
-
     /// Steps 2 to 4.
     fn collapse_batch(&self, reader: &Reader<'_>, candidates: &[Candidate], level: Level) -> Option<u32> {
         let walk = self.read_write(reader);

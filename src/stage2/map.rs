@@ -167,7 +167,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let (start, shift) = (left.start(), M::Granule::shift(level));
             start.is_aligned(shift) && pa.is_aligned(shift) && left.contains(M::Granule::entry_last(start, level))
         };
-        if self.log.is_active() && self.logged_range().is_some_and(|logged| logged.intersection(left).is_some()) {
+        if self.is_logged(left) {
             return Level::LEAF;
         }
         let mut level = largest.max(M::Granule::FIRST_BLOCK_LEVEL).max(self.tree.geometry.start_level());

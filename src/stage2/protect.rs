@@ -78,7 +78,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         change: impl Fn(Descriptor) -> Descriptor,
     ) -> Result<(), ProtectError> {
         self.check(reader, range).map_err(ProtectError::Argument)?;
-        self.prepare_ends(reader, range)?;
+        self.split_ends(reader, range)?;
         self.tree.changes.count(range);
         let format = self.tree.format;
         let mut gather = Gather::new(&self.tree, reader);

@@ -65,18 +65,19 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         kept.map_err(|_| NoLeafTable::OutOfTables { expecting })
     }
 
-    /// Splits the blocks of which `range` covers a part.
-    pub(super) fn split_ends(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), (Ipa, ChangeCause)> {
+    /// Splits the blocks of which `range` covers a part, before anything else is changed.
+    pub(super) fn split_ends(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), RangeError<ChangeCause>> {
         if self.largest_leaf == Level::LEAF {
             return Ok(());
         }
+        let stopped = |cause| RangeError::Stopped(Stopped::at(range, range.start(), cause));
         for end in [range.start(), range.last()] {
             let mut rounds = 0;
-            while let Some(level) = self.cut_block(reader, range, end).map_err(|cause| (end, cause))? {
-                self.split_block(reader, end, level).map_err(|cause| (end, cause))?;
+            while let Some(level) = self.cut_block(reader, range, end).map_err(stopped)? {
+                self.split_block(reader, end, level).map_err(stopped)?;
                 rounds += 1;
                 if rounds == MAX_ROUNDS {
-                    return Err((end, ChangeCause::Retry));
+                    return Err(stopped(ChangeCause::Retry));
                 }
             }
         }
@@ -119,11 +120,5 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         reader.count().tables_linked(1);
         self.tree.mmu.arch.dsb(Dsb::Ishst);
         Ok(())
-    }
-
-    /// [`Self::split_ends`], for operations that have changed nothing yet.
-    pub(super) fn prepare_ends(&self, reader: &Reader<'_>, range: IpaRange) -> Result<(), RangeError<ChangeCause>> {
-        self.split_ends(reader, range)
-            .map_err(|(_, cause)| RangeError::Stopped(Stopped::at(range, range.start(), cause)))
     }
 }

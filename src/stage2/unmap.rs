@@ -97,7 +97,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         settle: impl FnOnce(IpaRange, &Flushed) -> Result<Unmapped, Corrupt>,
     ) -> Result<Unmapped, UnmapError> {
         self.check(reader, range).map_err(UnmapError::Argument)?;
-        self.prepare_ends(reader, range)?;
+        self.split_ends(reader, range)?;
         self.tree.changes.count(range);
         let mut gather = Gather::new(&self.tree, reader);
         let marked = self.mark(reader, range, &mut gather);

@@ -10,6 +10,8 @@
 //! Where a store must be seen before a later load (and nowhere else) the code uses `fence(SeqCst)`, never SeqCst
 //! accesses: checkers model the fence faithfully and the accesses not.
 
+#[cfg(any(loom, shuttle))]
+mod checked_lock;
 #[cfg_attr(loom, path = "loom.rs")]
 #[cfg_attr(shuttle, path = "shuttle.rs")]
 #[cfg_attr(not(any(loom, shuttle)), path = "plain.rs")]

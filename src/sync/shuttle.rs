@@ -5,6 +5,7 @@
 
 use core::sync::atomic::{self, Ordering};
 
+pub(super) use super::checked_lock::{Lock, LockGuard};
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
 
 /// Shuttle may run another thread here.
@@ -49,28 +50,5 @@ impl Cell {
 
     pub(super) fn fetch_and(&self, bits: u64, ordering: Ordering) -> u64 {
         self.0.fetch_and(bits, ordering)
-    }
-}
-
-/// A mutual-exclusion lock that shuttle schedules.
-pub(super) struct Lock<T>(shuttle::sync::Mutex<T>);
-
-/// Holds the lock until dropped.
-pub(super) type LockGuard<'a, T> = shuttle::sync::MutexGuard<'a, T>;
-
-impl<T> Lock<T> {
-    pub(super) const fn new(value: T) -> Self {
-        Self(shuttle::sync::Mutex::new(value))
-    }
-
-    pub(super) fn lock(&self) -> LockGuard<'_, T> {
-        match self.0.lock() {
-            Ok(guard) => guard,
-            Err(poisoned) => poisoned.into_inner(),
-        }
-    }
-
-    pub(super) fn try_lock(&self) -> Option<LockGuard<'_, T>> {
-        self.0.try_lock().ok()
     }
 }

@@ -7,6 +7,8 @@ mod corrupt_scene;
 mod decoding;
 mod dirty_logging;
 mod faults;
+#[path = "../support/features.rs"]
+mod features;
 mod hostile;
 mod invalidation;
 mod invalidation_lines;

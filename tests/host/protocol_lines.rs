@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -191,27 +191,6 @@ fn a_freeze_leaves_the_place_of_a_table_on_its_way_out_to_the_reclaimer_and_a_fr
     assert!(frozen.take().unwrap().thaw(&other).is_ok());
     map_page(guest, &reader, 0).unwrap();
     assert!(guest.query(&reader, Ipa::new(0)).unwrap().is_some());
-}
-
-/// A thread's side of a conversation with another.
-struct Line {
-    tell: Sender<()>,
-    hear: Receiver<()>,
-}
-
-fn line() -> (Line, Line) {
-    let ((tell, heard), (told, hear)) = (channel(), channel());
-    (Line { tell, hear }, Line { tell: told, hear: heard })
-}
-
-impl Line {
-    fn say(&self) {
-        self.tell.send(()).unwrap();
-    }
-
-    fn wait(&self) {
-        self.hear.recv().unwrap();
-    }
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Interleavings, staged: one CPU is stopped at an instruction, and others do their worst before it goes on.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
-
 use stage2::addr::{Ipa, Pa};
 use stage2::arch::{Dsb, Scope, Tlbi};
 use stage2::cpu::CpuIndex;
@@ -22,27 +20,6 @@ fn on_stage(mmu: &'static Machine<Staged>, pages: u64) -> &'static Guest<Staged>
     let guest = logged_guest(mmu, 0, pages);
     give_vmid(&guest, &reader(mmu, 3));
     Box::leak(Box::new(guest))
-}
-
-/// A thread's side of a conversation.
-struct Line {
-    tell: Sender<()>,
-    hear: Receiver<()>,
-}
-
-fn line() -> (Line, Line) {
-    let ((tell, heard), (told, hear)) = (channel(), channel());
-    (Line { tell, hear }, Line { tell: told, hear: heard })
-}
-
-impl Line {
-    fn say(&self) {
-        self.tell.send(()).unwrap();
-    }
-
-    fn wait(&self) {
-        self.hear.recv().unwrap();
-    }
 }
 
 /// Everywhere the same frame.

@@ -5,6 +5,7 @@
 //! there. Cues are per thread, so a thread stands for a CPU.
 
 use std::cell::RefCell;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use stage2::addr::{Ipa, IpaRange, Pa};
 use stage2::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
@@ -19,6 +20,8 @@ use stage2::model::{Event, ModelArch, ModelMemory};
 use stage2::quiescence::Reader;
 use stage2::stage2::{Loaded, Stage2, Unmapped};
 
+use crate::features::RICH;
+
 pub(crate) const PAGE: u64 = 4096;
 /// What a leaf table of the 4K granule covers.
 pub(crate) const TABLE: u64 = 512 * PAGE;
@@ -30,13 +33,7 @@ pub(crate) type Guest<A = ModelArch, G = Granule4K> = Stage2<'static, A, ModelMe
 /// CPUs with every feature the library knows but hardware updates: 48-bit addresses, all granules, 16-bit VMIDs, XNX,
 /// FWB, TTL, range TLBI, DIC and IDC.
 pub(crate) fn features() -> Features {
-    Features::from_id_registers(&IdRegisters {
-        ctr_el0: 0b11 << 28 | 0x8444_c004,
-        id_aa64isar0_el1: 2 << 56,
-        id_aa64mmfr0_el1: 1 << 20 | 5,
-        id_aa64mmfr1_el1: 1 << 28 | 2 << 4,
-        id_aa64mmfr2_el1: 1 << 48 | 1 << 40,
-    })
+    Features::from_id_registers(&RICH)
 }
 
 /// The oldest CPUs there are, but for their 48-bit addresses: nothing optional.
@@ -260,6 +257,27 @@ pub(crate) fn barriers_and_tlbis(arch: &ModelArch) -> Vec<Event> {
 pub(crate) fn tlbis(arch: &ModelArch) -> Vec<Tlbi> {
     let only = |event: &Event| if let Event::Tlbi(tlbi) = event { Some(*tlbi) } else { None };
     arch.take_events().iter().filter_map(only).collect()
+}
+
+/// A thread's side of a conversation with another.
+pub(crate) struct Line {
+    tell: Sender<()>,
+    hear: Receiver<()>,
+}
+
+pub(crate) fn line() -> (Line, Line) {
+    let ((tell, heard), (told, hear)) = (channel(), channel());
+    (Line { tell, hear }, Line { tell: told, hear: heard })
+}
+
+impl Line {
+    pub(crate) fn say(&self) {
+        self.tell.send(()).unwrap();
+    }
+
+    pub(crate) fn wait(&self) {
+        self.hear.recv().unwrap();
+    }
 }
 
 type Cue = (fn(&Event) -> bool, Box<dyn FnOnce()>);

@@ -4,6 +4,8 @@
 mod blocks;
 mod caches;
 mod dirty;
+#[path = "../support/features.rs"]
+mod features;
 mod granules;
 mod guests;
 mod lifetime;

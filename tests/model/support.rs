@@ -14,6 +14,8 @@ use stage2::model::{Access, ModelMemory, ModelMmu, Through};
 use stage2::quiescence::Reader;
 use stage2::stage2::{Loaded, Stage2};
 
+use crate::features::RICH;
+
 pub(crate) const PAGE: u64 = 4096;
 /// What a leaf table of the 4K granule covers.
 pub(crate) const TABLE: u64 = 512 * PAGE;
@@ -28,24 +30,12 @@ pub(crate) type Log = DirtyLog<'static, 'static, ModelMmu, ModelMemory<Granule4K
 
 /// CPUs with everything the library makes use of but hardware updates.
 pub(crate) fn rich() -> Features {
-    Features::from_id_registers(&IdRegisters {
-        ctr_el0: 0b11 << 28 | 0x8444_c004,
-        id_aa64isar0_el1: 2 << 56,
-        id_aa64mmfr0_el1: 1 << 20 | 5,
-        id_aa64mmfr1_el1: 1 << 28 | 2 << 4,
-        id_aa64mmfr2_el1: 1 << 48 | 1 << 40,
-    })
+    Features::from_id_registers(&RICH)
 }
 
 /// The same with hardware management of access flag and dirty state.
 pub(crate) fn with_hardware_updates() -> Features {
-    Features::from_id_registers(&IdRegisters {
-        ctr_el0: 0b11 << 28 | 0x8444_c004,
-        id_aa64isar0_el1: 2 << 56,
-        id_aa64mmfr0_el1: 1 << 20 | 5,
-        id_aa64mmfr1_el1: 1 << 28 | 2 << 4 | 2,
-        id_aa64mmfr2_el1: 1 << 48 | 1 << 40,
-    })
+    Features::from_id_registers(&IdRegisters { id_aa64mmfr1_el1: RICH.id_aa64mmfr1_el1 | 2, ..RICH })
 }
 
 /// CPUs with nothing optional.

@@ -25,12 +25,7 @@ fn reshapes(scene: &Scene<'_, '_>, cpu: u16) {
 fn guests_see_their_memory_while_blocks_are_split_and_joined() {
     explore(|| {
         with_guest_of(Level::L2, |scene| {
-            thread::scope(|threads| {
-                for cpu in 1..3 {
-                    threads.spawn(move || scene.run_guest(cpu, 4));
-                }
-                threads.spawn(|| reshapes(scene, 3));
-            });
+            scene.beside_the_guest(4, || reshapes(scene, 3));
             scene.assert_contents();
         });
     });
@@ -83,15 +78,7 @@ fn a_guest_is_frozen_while_its_blocks_are_split_and_joined() {
             thread::scope(|threads| {
                 threads.spawn(|| scene.run_guest(1, 4));
                 threads.spawn(|| reshapes(scene, 2));
-                threads.spawn(|| {
-                    let (_seat, reader) = scene.sit(3);
-                    let frozen = scene.guest.freeze(&reader).unwrap();
-                    let before: Vec<u64> = (0..PAGES).map(|page| scene.book.last(page)).collect();
-                    thread::yield_now();
-                    let after: Vec<u64> = (0..PAGES).map(|page| scene.book.last(page)).collect();
-                    assert_eq!(before, after, "nothing passes while it is frozen");
-                    assert!(frozen.thaw(&reader).is_ok());
-                });
+                threads.spawn(|| scene.freeze_and_thaw(3, 1));
             });
             scene.assert_contents();
         });

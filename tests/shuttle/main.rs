@@ -9,6 +9,8 @@
 #![cfg(shuttle)]
 
 mod blocks;
+#[path = "../support/features.rs"]
+mod features;
 mod harvests;
 mod permissions;
 mod scene;

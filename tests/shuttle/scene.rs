@@ -14,11 +14,13 @@ use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, DirtyBitmap, DirtyLog, Word};
 use stage2::error::{ChangeCause, RangeError};
 use stage2::fault::{Backing, Outcome, Page, Region, Unavailable};
-use stage2::geometry::{Features, Geometry, GranuleTiny, IdRegisters};
+use stage2::geometry::{Features, Geometry, GranuleTiny};
 use stage2::model::{ModelMemory, ModelMmu, Seat, Through};
 use stage2::quiescence::{Quiescing, Reader};
 use stage2::stage2::{Loaded, Stage2};
 use stage2::{Mmu, stage2 as tree};
+
+use crate::features::RICH;
 
 pub(crate) type Memory = ModelMemory<GranuleTiny>;
 pub(crate) type Machine<'h> = Mmu<'h, ModelMmu, Memory>;
@@ -52,13 +54,7 @@ pub(crate) fn explore(body: impl Fn() + Send + Sync + Copy + 'static) {
 
 /// CPUs with everything the library makes use of; 8-bit VMIDs, of which there are three here, if `narrow`.
 pub(crate) fn features(narrow: bool) -> Features {
-    let features = Features::from_id_registers(&IdRegisters {
-        ctr_el0: 0b11 << 28 | 0x8444_c004,
-        id_aa64isar0_el1: 2 << 56,
-        id_aa64mmfr0_el1: 1 << 20 | 5,
-        id_aa64mmfr1_el1: 1 << 28 | 2 << 4,
-        id_aa64mmfr2_el1: 1 << 48 | 1 << 40,
-    });
+    let features = Features::from_id_registers(&RICH);
     if narrow { features.without_vmid16() } else { features }
 }
 
@@ -180,6 +176,27 @@ impl<'h> Scene<'_, 'h> {
     /// This thread is a CPU.
     pub(crate) fn sit(&self, cpu: u16) -> (Seat, Reader<'h>) {
         (self.model.cpu(cpu), self.mmu.reader(CpuIndex(cpu)).unwrap())
+    }
+
+    /// The guest runs on CPUs 1 and 2, `count` accesses each, beside what `other` does.
+    pub(crate) fn beside_the_guest(&self, count: usize, other: impl FnOnce() + Send) {
+        thread::scope(|threads| {
+            for cpu in 1..3 {
+                threads.spawn(move || self.run_guest(cpu, count));
+            }
+            threads.spawn(other);
+        });
+    }
+
+    /// CPU `cpu` freezes the guest, lets others run `turns` times, and thaws it: nothing was stored meanwhile.
+    pub(crate) fn freeze_and_thaw(&self, cpu: u16, turns: usize) {
+        let (_seat, reader) = self.sit(cpu);
+        let stored = || (0..PAGES).map(|page| self.book.last(page)).collect::<Vec<u64>>();
+        let frozen = self.guest.freeze(&reader).unwrap();
+        let before = stored();
+        (0..turns).for_each(|_| thread::yield_now());
+        assert_eq!(before, stored(), "nothing passes while it is frozen");
+        assert!(frozen.thaw(&reader).is_ok());
     }
 
     /// CPU `cpu` runs the guest, which makes `count` accesses.

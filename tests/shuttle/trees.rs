@@ -2,7 +2,7 @@
 
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread;
-use stage2::addr::{Ipa, Pa};
+use stage2::addr::Pa;
 use stage2::cpu::CpuIndex;
 use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::Content;
@@ -99,26 +99,8 @@ fn a_guest_is_torn_down_next_to_one_that_runs() {
 fn a_frozen_guest_stores_nothing_until_the_thaw() {
     explore(|| {
         with_guest(|scene| {
-            thread::scope(|threads| {
-                for cpu in 1..3 {
-                    threads.spawn(move || scene.run_guest(cpu, 3));
-                }
-                threads.spawn(|| {
-                    let (_seat, reader) = scene.sit(3);
-                    let frozen = scene.guest.freeze(&reader).unwrap();
-                    let before: Vec<u64> = (0..PAGES).map(|page| scene.book.last(page)).collect();
-                    for _ in 0..3 {
-                        thread::yield_now();
-                    }
-                    let after: Vec<u64> = (0..PAGES).map(|page| scene.book.last(page)).collect();
-                    assert_eq!(before, after, "nothing passes while it is frozen");
-                    assert!(frozen.thaw(&reader).is_ok());
-                });
-            });
-            for page in 0..PAGES {
-                let content = scene.model.content(scene.book.frame(Ipa::new(page * PAGE)));
-                assert_eq!(content, scene.book.last(page));
-            }
+            scene.beside_the_guest(3, || scene.freeze_and_thaw(3, 3));
+            scene.assert_contents();
         });
     });
 }

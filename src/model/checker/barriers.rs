@@ -27,8 +27,8 @@ impl Checker {
         self.issued.iter_mut().for_each(|issued| issued.roots.push((cpu, root)));
         let loaded =
             self.cpus.iter().filter_map(|state| state.root).find(|it| it.vmid == root.vmid && it.pa != root.pa);
-        let cached = self.tlb.roots(root.vmid).into_iter().find(|&(other, _)| other != root.pa);
-        if let Some(other) = loaded.map(|it| it.pa).or(cached.map(|(other, _)| other)) {
+        let cached = || self.tlb.other_root(root.vmid, root.pa);
+        if let Some(other) = loaded.map(|it| it.pa).or_else(cached) {
             let what = format!("VMID {} stands for the roots {:#x} and {other:#x}", root.vmid, root.pa);
             self.violation(Kind::VmidInUseTwice, what, |event| matches!(event, Event::Registers { .. }));
         }

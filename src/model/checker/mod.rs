@@ -82,11 +82,10 @@ pub struct Checker {
     locks: HashMap<Lock, Held>,
     /// Every root that a CPU ever had.
     roots: BTreeMap<u64, Root>,
-    /// The number of the event.
+    /// The number of the latest event.
     now: u64,
     trail: Trail,
     violations: Vec<Violation>,
-    events: u64,
 }
 
 /// What is known of a CPU.
@@ -147,7 +146,6 @@ impl Checker {
             now: 0,
             trail: Trail::default(),
             violations: Vec::new(),
-            events: 0,
         }
     }
 
@@ -158,7 +156,7 @@ impl Checker {
 
     /// Events so far.
     pub fn events(&self) -> u64 {
-        self.events
+        self.now
     }
 
     /// Table pages that were given out and not given back.
@@ -172,7 +170,6 @@ impl Checker {
             return;
         }
         self.now += 1;
-        self.events += 1;
         if !matches!(event, Event::Look { .. }) {
             self.trail.push(self.now, cpu, event);
         }

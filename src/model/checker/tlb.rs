@@ -160,12 +160,11 @@ impl Tlb {
         vmids
     }
 
-    /// The roots that something is cached of under `vmid`.
-    pub(super) fn roots(&self, vmid: u16) -> BTreeSet<(u64, Mask)> {
-        let of = |level| Place { vmid, level, ipa: 0, root: 0 };
-        let bounds = of(0)..=Place { vmid, level: 3, ipa: u64::MAX, root: u64::MAX };
-        let cached = self.places.range(bounds).flat_map(|(place, cached)| cached.iter().map(|cached| (*place, cached)));
-        cached.map(|(place, cached)| (place.root, cached.stage2 | cached.combined)).collect()
+    /// Another root than `root` that something is cached of under `vmid`.
+    pub(super) fn other_root(&self, vmid: u16, root: u64) -> Option<u64> {
+        let bounds =
+            Place { vmid, level: 0, ipa: 0, root: 0 }..=Place { vmid, level: LEAF, ipa: u64::MAX, root: u64::MAX };
+        self.places.range(bounds).map(|(place, _)| place.root).find(|&other| other != root)
     }
 
     /// The cached entries that lead to `table`.

@@ -4,6 +4,8 @@
 //!
 //! The sequence comes from bytes ([`steps`]), so that a fuzzer, a property test and a kept corpus do the same.
 
+#[path = "../../support/features.rs"]
+mod features;
 mod guest;
 mod pages;
 mod session;
@@ -16,6 +18,8 @@ use stage2::geometry::{Features, Geometry, GeometryOptions, Granule, Granule4K, 
 use stage2::mmu::Mmu;
 use stage2::model::ModelMmu;
 use stage2::stage2::Stage2;
+
+use self::features::RICH;
 
 use self::session::Session;
 use self::steps::{CPUS, Setting, Step};
@@ -34,17 +38,10 @@ pub(crate) fn run(bytes: &[u8]) -> u64 {
 
 /// CPUs with everything the library makes use of, with that and hardware updates, and with nothing optional.
 fn features(setting: Setting) -> Features {
-    let rich = IdRegisters {
-        ctr_el0: 0b11 << 28 | 0x8444_c004,
-        id_aa64isar0_el1: 2 << 56,
-        id_aa64mmfr0_el1: 1 << 20 | 5,
-        id_aa64mmfr1_el1: 1 << 28 | 2 << 4,
-        id_aa64mmfr2_el1: 1 << 48 | 1 << 40,
-    };
     Features::from_id_registers(&match setting.features % 3 {
-        0 => rich,
-        1 => IdRegisters { id_aa64mmfr1_el1: rich.id_aa64mmfr1_el1 | 2, ..rich },
-        _ => IdRegisters { id_aa64mmfr0_el1: rich.id_aa64mmfr0_el1, ..IdRegisters::default() },
+        0 => RICH,
+        1 => IdRegisters { id_aa64mmfr1_el1: RICH.id_aa64mmfr1_el1 | 2, ..RICH },
+        _ => IdRegisters { id_aa64mmfr0_el1: RICH.id_aa64mmfr0_el1, ..IdRegisters::default() },
     })
 }
 
