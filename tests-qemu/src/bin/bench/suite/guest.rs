@@ -55,8 +55,8 @@ pub(crate) struct Guest<'s, 'h> {
     loaded: GuestLoaded<'s, 'h>,
 }
 
-/// All of its memory is there from the start.
-struct Mapped;
+/// A backing: all of the memory is there from the start.
+pub(crate) struct Mapped;
 
 impl Backing for Mapped {
     fn region(&self, _: Ipa) -> Region {

@@ -1,11 +1,13 @@
 //! The list of groups, and measuring one.
 
+mod beside;
 mod dirty;
 mod guest;
 mod lab;
 mod meter;
 mod report;
 mod tracking;
+mod turns;
 
 use alloc::string::String;
 
@@ -20,7 +22,10 @@ struct Group {
     measure: fn() -> Result<(), String>,
 }
 
-const GROUPS: &[Group] = &[Group { name: "dirty", cpus: 1, measure: dirty::measure }];
+const GROUPS: &[Group] = &[
+    Group { name: "dirty", cpus: 1, measure: dirty::measure },
+    Group { name: "beside-scan", cpus: 2, measure: beside::measure },
+];
 
 /// The main function.
 pub(crate) fn run() -> ExitCode {

@@ -7,11 +7,11 @@ use stage2::{
     arch::Aarch64,
     dirty::{DirtyLog, Initial},
     geometry::{Features, GeometryOptions, HardwareUpdate},
+    memory::TableMemory,
 };
-use stage2_tests_qemu::{
-    machine::{GuestStage2, Tables},
-    say::OrSay,
-};
+use stage2_tests_qemu::say::OrSay;
+
+use super::lab::LabStage2;
 
 /// A way to track writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +29,11 @@ impl Mode {
         [Self::WriteProtect, Self::Hardware]
             .into_iter()
             .filter(move |mode| *mode == Self::WriteProtect || has_dirty_state)
+    }
+
+    /// Whether a write to a clean page faults.
+    pub(crate) const fn faults(self) -> bool {
+        matches!(self, Self::WriteProtect)
     }
 
     /// What the host knows it by.
@@ -50,11 +55,11 @@ impl Mode {
 
     /// Starts a log of all that is mapped, clean.
     #[inline(always)]
-    pub(crate) fn start<'s, 'h>(
+    pub(crate) fn start<'s, 'h, M: TableMemory>(
         self,
-        tree: &'s GuestStage2<'h>,
+        tree: &'s LabStage2<'h, M>,
         reader: &Reader<'_>,
-    ) -> Result<DirtyLog<'s, 'h, Aarch64, Tables>, String> {
+    ) -> Result<DirtyLog<'s, 'h, Aarch64, M>, String> {
         tree.start_logging(reader, Initial::Clean).or_say("start")
     }
 }
