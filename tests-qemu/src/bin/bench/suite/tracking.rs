@@ -31,11 +31,6 @@ impl Mode {
             .filter(move |mode| *mode == Self::WriteProtect || has_dirty_state)
     }
 
-    /// Whether a write to a clean page faults.
-    pub(crate) const fn faults(self) -> bool {
-        matches!(self, Self::WriteProtect)
-    }
-
     /// What the host knows it by.
     pub(crate) const fn name(self) -> &'static str {
         match self {

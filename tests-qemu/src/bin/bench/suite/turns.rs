@@ -40,6 +40,8 @@ pub(crate) struct Turns<M> {
     elsewhere: AtomicU32,
     /// The other CPU's steps.
     steps: AtomicU32,
+    /// Those before the first turn that was given.
+    began: AtomicU32,
     /// Those after the last turn that was given.
     expected: AtomicU32,
     /// How often there were more when the next turn was given.
@@ -56,6 +58,7 @@ impl<M> Turns<M> {
             given: AtomicU32::new(0),
             elsewhere: AtomicU32::new(0),
             steps: AtomicU32::new(0),
+            began: AtomicU32::new(0),
             expected: AtomicU32::new(0),
             unasked: AtomicU32::new(0),
         }
@@ -64,7 +67,9 @@ impl<M> Turns<M> {
     /// Turns are given away from here on, if the other CPU is at work.
     pub(crate) fn begin(&self, beside: bool) {
         self.unasked.store(0, Ordering::Relaxed);
-        self.expected.store(self.steps.load(Ordering::Relaxed), Ordering::Relaxed);
+        let steps = self.steps.load(Ordering::Relaxed);
+        self.began.store(steps, Ordering::Relaxed);
+        self.expected.store(steps, Ordering::Relaxed);
         self.beside.store(beside, Ordering::Relaxed);
     }
 
@@ -72,6 +77,11 @@ impl<M> Turns<M> {
     pub(crate) fn end(&self) -> bool {
         self.beside.store(false, Ordering::Relaxed);
         self.unasked.load(Ordering::Relaxed) == 0
+    }
+
+    /// Steps that the other CPU has made since turns are given.
+    pub(crate) fn steps(&self) -> u32 {
+        self.steps.load(Ordering::Relaxed).wrapping_sub(self.began.load(Ordering::Relaxed))
     }
 
     /// Instructions that were counted and are not the measured CPU's.
