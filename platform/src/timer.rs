@@ -19,23 +19,29 @@ pub fn now() -> Duration {
     Duration::from_nanos(nanoseconds as u64)
 }
 
-/// Where QEMU runs all CPUs by turns, as under `-icount`: gives another CPU the turn for `duration`. Then that loses it,
-/// whatever instruction it is at. On a CPU without an [`Alarm`], whose timer this uses.
+/// Where QEMU runs all CPUs by turns, as under `-icount`: gives other CPUs the turn for `duration`, no less than 200 ns, of which
+/// they get the most. They lose it at whatever instruction they are. On a CPU without an [`Alarm`], whose timer this uses.
 pub fn yield_for(duration: Duration) {
     const ENABLE_MASKED: u64 = 0b11;
-    // The division first: once the time has been read it runs.
-    let ticks = ticks(duration);
+    /// So near to the end the turn is not given away any more: the timer might expire before, and end nothing.
+    const NEAR: Duration = Duration::from_nanos(64);
+    // The divisions first: once the time has been read it runs.
+    let (ticks, near) = (ticks(duration), ticks(NEAR));
     let deadline = CNTPCT_EL0.get().saturating_add(ticks);
     // SAFETY: this CPU's EL2 timer is nobody else's, and its interrupt stays masked: QEMU ends a turn when a timer expires.
     unsafe { sysreg::write!("cnthp_cval_el2", deadline) };
     // SAFETY: as above.
     unsafe { sysreg::write!("cnthp_ctl_el2", ENABLE_MASKED) };
     // To set a timer may have ended this CPU's turn already.
-    while CNTPCT_EL0.get() < deadline {
+    while CNTPCT_EL0.get() < deadline.saturating_sub(near) {
         cpus::yield_now();
     }
     // SAFETY: as above.
     unsafe { sysreg::write!("cnthp_ctl_el2", 0_u64) };
+    // QEMU 10 divides the time until a timer expires among the CPUs. What this CPU has of that is used up here: what follows is a
+    // whole turn.
+    let whole = CNTPCT_EL0.get().saturating_add(ticks);
+    while CNTPCT_EL0.get() < whole {}
 }
 
 fn ticks(duration: Duration) -> u64 {

@@ -8,10 +8,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
 use stage2::{
+    Reader,
     arch::Aarch64,
     dirty::DirtyLog,
     fault::{Outcome, Syndrome},
     geometry::Features,
+    stage2::Loaded,
 };
 use stage2_platform::{
     cpus::{self, CpuIndex},
@@ -33,13 +35,12 @@ use super::{
     turns::Turns,
 };
 
-/// Leaf tables of the guest's memory.
-const TABLES: u64 = RAM_BYTES / BLOCK_BYTES;
-const WORDS: usize = (RAM_BYTES / PAGE_BYTES).div_ceil(u64::BITS as u64) as usize;
+/// The words of a bitmap over the most there is.
+const MOST_WORDS: usize = (RAM_BYTES / PAGE_BYTES).div_ceil(u64::BITS as u64) as usize;
 /// The pages from one that faults to the next of a table.
 const STRIDE: u64 = 7;
 /// QEMU now and then ends a turn where it likes. A run in which it did is none. It also ends the turn of a fault that waits, in every run.
-const TRIES: u32 = 8;
+const TRIES: u32 = 3;
 
 type TurnsTables = Turns<Tables>;
 
@@ -50,11 +51,11 @@ pub(crate) fn measure() -> Result<(), String> {
     // SAFETY: called this once; each CPU claims the reader that is its own.
     let mmu = unsafe { machine::mmu(Turns::new(tables), features, &SLOTS) };
     let bench = Bench { mmu: &mmu, features: &features, memory: &guest };
-    for mode in Mode::all(&features).filter(|mode| faults(*mode) != 0) {
+    for mode in Mode::all(&features).filter(|mode| Faults::of(*mode).count() != 0) {
         for (name, beside) in [("fault_alone", false), ("fault_beside_scan", true)] {
             let runs = (0..TRIES).map(|_| bench.run(mode, beside)).find_map(Result::transpose);
             let instructions = runs.or_say("each fault waits for the scan, or QEMU has ended turns in every run")??;
-            Cost::new(name, mode.name(), "fault", faults(mode), instructions).emit()?;
+            Cost::new(name, mode.name(), "fault", Faults::of(mode).count(), instructions).emit()?;
         }
     }
     Ok(())
@@ -65,6 +66,31 @@ struct Bench<'a, 'h> {
     mmu: &'h LabMmu<'h, TurnsTables>,
     features: &'a Features,
     memory: &'a GuestMemory,
+}
+
+/// Which pages fault: some of each table, by turns.
+#[derive(Clone, Copy)]
+struct Faults {
+    tables: u64,
+    each: u64,
+}
+
+impl Faults {
+    /// Few tables, so that it is one that is being scanned as often as may be; and so many faults that the two meet.
+    const fn of(mode: Mode) -> Self {
+        match mode {
+            Mode::WriteProtect => Self { tables: 4, each: 64 },
+            Mode::Hardware => Self { tables: 0, each: 0 },
+        }
+    }
+
+    const fn count(self) -> u64 {
+        self.tables * self.each
+    }
+
+    const fn address(self, fault: u64) -> u64 {
+        RAM + fault % self.tables * BLOCK_BYTES + fault / self.tables * STRIDE * PAGE_BYTES
+    }
 }
 
 /// What both CPUs know of the scan.
@@ -79,21 +105,23 @@ struct Scan {
 impl<'h> Bench<'_, 'h> {
     /// What the faults cost in a new tree that is logged; `None` if they were disturbed.
     fn run(&self, mode: Mode, beside: bool) -> Result<Option<u64>, String> {
-        let tree = self.memory.tree(self.mmu, self.features, mode.options(), RAM_BYTES)?;
+        let faults = Faults::of(mode);
+        let bytes = faults.tables * BLOCK_BYTES;
+        let tree = self.memory.tree(self.mmu, self.features, mode.options(), bytes)?;
         let log = {
             let reader = self.mmu.reader(machine::index(CpuIndex::BOOT)).or_say("reader")?;
-            self.memory.map_pages(&tree, &reader, RAM_BYTES)?;
+            self.memory.map_pages(&tree, &reader, bytes)?;
             Mutex::new(mode.start(&tree, &reader)?)
         };
         let scan = Scan::default();
         let results = Mutex::new((Err("there were no faults".into()), Ok(())));
         cpus::scope(1 + usize::from(beside), |cpu| {
             if cpu == CpuIndex::BOOT {
-                let counted = self.resolve(&tree, faults(mode), beside.then_some(&scan));
+                let counted = self.resolve(&tree, faults, beside.then_some(&scan));
                 scan.is_over.store(true, Ordering::Release);
                 results.lock().0 = counted;
             } else {
-                let scanned = self.scan(&mut log.lock(), cpu, &scan);
+                let scanned = self.scan(&mut log.lock(), bytes, cpu, &scan);
                 scan.is_begun.store(true, Ordering::Release);
                 results.lock().1 = scanned;
             }
@@ -110,7 +138,7 @@ impl<'h> Bench<'_, 'h> {
     fn resolve(
         &self,
         tree: &LabStage2<'h, TurnsTables>,
-        faults: u64,
+        faults: Faults,
         scan: Option<&Scan>,
     ) -> Result<Option<u64>, String> {
         let turns = self.mmu.memory();
@@ -123,39 +151,53 @@ impl<'h> Bench<'_, 'h> {
             cpus::yield_now();
         }
         turns.begin(scan.is_some());
-        let counted: Result<u64, String> = (0..faults).try_fold(0, |sum, fault| {
-            let ipa = RAM + fault % TABLES * BLOCK_BYTES + fault / TABLES * STRIDE * PAGE_BYTES;
-            let elsewhere = turns.elsewhere();
-            let (outcome, counted) = meter.count(|| loaded.resolve(&reader, &Mapped, write_to(ipa)));
-            expect("a fault's outcome", outcome.or_say("resolve")?, Outcome::Resumed)?;
-            let own = counted.checked_sub(turns.elsewhere().wrapping_sub(elsewhere));
-            Ok(sum + u64::from(own.or_say("less was counted than what was counted elsewhere")?))
-        });
-        let undisturbed = turns.end();
-        let instructions = counted?;
+        let counted = self.count(&meter, &reader, &loaded, faults);
+        turns.end();
         if scan.is_some() && turns.steps() == 0 {
             return Err("the scan made no step beside the faults".into());
         }
-        Ok(undisturbed.then_some(instructions))
+        counted
+    }
+
+    /// Counts all faults; `None` once they were disturbed.
+    fn count(
+        &self,
+        meter: &Meter,
+        reader: &Reader<'_>,
+        loaded: &Loaded<'_, 'h, Aarch64, TurnsTables>,
+        faults: Faults,
+    ) -> Result<Option<u64>, String> {
+        let turns = self.mmu.memory();
+        let mut sum = 0;
+        for fault in 0..faults.count() {
+            let syndrome = write_to(faults.address(fault));
+            let elsewhere = turns.elsewhere();
+            let (outcome, counted) = meter.count(|| loaded.resolve(reader, &Mapped, syndrome));
+            expect("a fault's outcome", outcome.or_say("resolve")?, Outcome::Resumed)?;
+            let own = counted.checked_sub(turns.elsewhere().wrapping_sub(elsewhere));
+            sum += u64::from(own.or_say("less was counted than what was counted elsewhere")?);
+            if turns.is_disturbed() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(sum))
     }
 
     /// The other one: scans until it is not needed any more.
-    fn scan(&self, log: &mut DirtyLog<'_, 'h, Aarch64, TurnsTables>, cpu: CpuIndex, scan: &Scan) -> Result<(), String> {
+    fn scan(
+        &self,
+        log: &mut DirtyLog<'_, 'h, Aarch64, TurnsTables>,
+        bytes: u64,
+        cpu: CpuIndex,
+        scan: &Scan,
+    ) -> Result<(), String> {
         let reader = self.mmu.reader(machine::index(cpu)).or_say("reader")?;
-        let all = range(RAM, RAM_BYTES)?;
+        let all = range(RAM, bytes)?;
         while !scan.is_over.load(Ordering::Acquire) {
-            log.scan(&reader, all, &mut [0; WORDS]).or_say("scan")?;
+            log.scan(&reader, all, &mut [0; MOST_WORDS]).or_say("scan")?;
             scan.is_begun.store(true, Ordering::Release);
         }
         Ok(())
-    }
-}
-
-/// How many there are, by turns in each table.
-const fn faults(mode: Mode) -> u64 {
-    match mode {
-        Mode::WriteProtect => 8 * TABLES,
-        Mode::Hardware => 0,
     }
 }
 

@@ -21,8 +21,8 @@ use stage2_platform::{
     timer,
 };
 
-/// The shortest turn: so long that it begins before it ends.
-const SHORTEST: u32 = 100;
+/// The shortest turn.
+const SHORTEST: u32 = 200;
 /// How much longer one may be, and what differs from one to the next: all lengths have their turn.
 const SPREAD: u32 = 1009;
 const STRIDE: u32 = 367;
@@ -73,10 +73,14 @@ impl<M> Turns<M> {
         self.beside.store(beside, Ordering::Relaxed);
     }
 
-    /// No more are. Whether the other CPU had only turns that it was given: others are in the measured CPU's count.
-    pub(crate) fn end(&self) -> bool {
+    /// No more are.
+    pub(crate) fn end(&self) {
         self.beside.store(false, Ordering::Relaxed);
-        self.unasked.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the other CPU had a turn that it was not given: it is in the measured CPU's count.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.unasked.load(Ordering::Relaxed) != 0
     }
 
     /// Steps that the other CPU has made since turns are given.
