@@ -7,7 +7,7 @@ use aarch64_cpu::{
     registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable},
 };
 
-use crate::{gic, sysreg};
+use crate::{cpus, gic, sysreg};
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
@@ -17,6 +17,29 @@ pub fn now() -> Duration {
     barrier::isb(barrier::SY);
     let nanoseconds = u128::from(CNTPCT_EL0.get()) * NANOSECONDS / u128::from(CNTFRQ_EL0.get());
     Duration::from_nanos(nanoseconds as u64)
+}
+
+/// Where QEMU runs all CPUs by turns, as under `-icount`: gives another CPU the turn for `duration`. Then that loses it,
+/// whatever instruction it is at. On a CPU without an [`Alarm`], whose timer this uses.
+pub fn yield_for(duration: Duration) {
+    const ENABLE_MASKED: u64 = 0b11;
+    // The division first: once the time has been read it runs.
+    let ticks = ticks(duration);
+    let deadline = CNTPCT_EL0.get().saturating_add(ticks);
+    // SAFETY: this CPU's EL2 timer is nobody else's, and its interrupt stays masked: QEMU ends a turn when a timer expires.
+    unsafe { sysreg::write!("cnthp_cval_el2", deadline) };
+    // SAFETY: as above.
+    unsafe { sysreg::write!("cnthp_ctl_el2", ENABLE_MASKED) };
+    // To set a timer may have ended this CPU's turn already.
+    while CNTPCT_EL0.get() < deadline {
+        cpus::yield_now();
+    }
+    // SAFETY: as above.
+    unsafe { sysreg::write!("cnthp_ctl_el2", 0_u64) };
+}
+
+fn ticks(duration: Duration) -> u64 {
+    (duration.as_nanos() * u128::from(CNTFRQ_EL0.get()) / NANOSECONDS) as u64
 }
 
 /// The alarm clock of one CPU: its EL2 physical timer, which ends its WFI. Neither a parked CPU nor one that runs a
@@ -49,8 +72,7 @@ impl Alarm {
 
     /// Sleeps for `duration`; the host CPU is free meanwhile.
     pub fn sleep(&mut self, duration: Duration) {
-        let ticks = duration.as_nanos() * u128::from(CNTFRQ_EL0.get()) / NANOSECONDS;
-        let deadline = CNTPCT_EL0.get().saturating_add(ticks as u64);
+        let deadline = CNTPCT_EL0.get().saturating_add(ticks(duration));
         // SAFETY: this CPU's EL2 timer is `self`'s; its interrupt is masked and only ends the WFI.
         unsafe { sysreg::write!("cnthp_cval_el2", deadline) };
         // SAFETY: as above.

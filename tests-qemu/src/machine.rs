@@ -27,7 +27,7 @@ use stage2::{
     arch::Aarch64,
     cpu::{self, CpuSlot},
     geometry::{Features, Granule4K, IdRegisters},
-    memory::PoolRegion,
+    memory::{PoolRegion, TableMemory},
     stage2::Loaded,
 };
 use stage2_platform::{
@@ -96,7 +96,7 @@ pub fn tables(region: Region) -> Tables {
 ///
 /// - It is called once: there is one allocator of VMIDs.
 /// - A CPU's [`Reader`](stage2::Reader) is claimed and used on that CPU, [`index`]'s.
-pub unsafe fn mmu(tables: Tables, features: Features, slots: &[CpuSlot]) -> MachineMmu<'_> {
+pub unsafe fn mmu<M: TableMemory>(tables: M, features: Features, slots: &[CpuSlot]) -> Mmu<'_, Aarch64, M> {
     // SAFETY: the platform runs Rust code at EL2 with translation on and maps all RAM write-back, one to one. Of the
     // registers in question it writes HCR_EL2 alone, in `partition::prepare`, before a tree is loaded. The rest is this
     // function's own contract.

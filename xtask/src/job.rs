@@ -154,6 +154,7 @@ impl Job {
             arguments,
             blobs,
             tracer: None,
+            icount: false,
         })
     }
 

@@ -4,6 +4,7 @@
 //! code 1. A new command (a benchmark, a trace) is a module under `commands`, with its
 //! own clap arguments, and one arm in [`main`].
 
+mod bench;
 mod cargo;
 mod checks;
 mod commands;
@@ -27,7 +28,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{fuzz, mutants as mutants_command, run, soak, test, trace as trace_command};
+use crate::commands::{
+    bench as bench_command, fuzz, mutants as mutants_command, run, soak, test, trace as trace_command,
+};
 use crate::workspace::Workspace;
 
 /// Builds, boots and checks stage2.
@@ -44,6 +47,8 @@ enum Command {
     Run(run::Arguments),
     /// Check everything: format, lints, documentation, tests on the host and on the machine.
     Test(test::Arguments),
+    /// Count what operations cost on the machine, in instructions.
+    Bench(bench_command::Arguments),
     /// Seed bugs into the library, one at a time: a named check must find each.
     Mutants(mutants_command::Arguments),
     /// Fuzz the library and the reading of reports.
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Bench(arguments) => bench_command::run(&workspace, &arguments),
         Command::Mutants(arguments) => mutants_command::run(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Soak(arguments) => soak::run(&workspace, &arguments),

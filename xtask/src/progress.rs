@@ -40,6 +40,7 @@ impl ProgressLine {
                 self.bar.set_message(line(progress));
             }
             Event::Claim(claim) => self.bar.set_message(claim.name.clone()),
+            Event::Cost(cost) => self.bar.set_message(format!("{} ({})", cost.name, cost.mode)),
             Event::Panic(panic) => self.bar.set_message(format!("CPU {} panicked", panic.cpu)),
             Event::Report(_) => self.bar.set_message("report received"),
         }

@@ -1,5 +1,6 @@
 //! The steps of `cargo xtask test`.
 
+mod bench;
 mod fuzz;
 mod host;
 mod libtest;
@@ -86,6 +87,7 @@ pub(crate) fn all_steps() -> Vec<Step> {
         steps.push(step(format!("claims on {cpu}"), move |context, log| target::claims(context, log, cpu)));
     }
     steps.push(step("claims, traced", trace::claims));
+    steps.push(step("benchmarks", bench::groups));
     steps.extend([
         step("main job, builtin guest", |context, _| target::main_job(context, Guest::Builtin)),
         step("main job, Debian", |context, _| target::main_job(context, Guest::Debian)),

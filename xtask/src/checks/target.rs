@@ -71,6 +71,7 @@ pub(crate) fn claims_machine(workspace: &Workspace, qemu: &Qemu, cpu: &str) -> M
         arguments: vec![CLAIMS_IMAGE.to_owned()],
         blobs: Vec::new(),
         tracer: None,
+        icount: false,
     }
 }
 
@@ -105,9 +106,7 @@ fn count_claims(boot: &Boot) -> (Tally, String) {
         Ending::Exited(0) if tally.passed + tally.failed == 0 => Some("no claim was made".to_owned()),
         Ending::Exited(0) => None,
         Ending::Exited(1) if tally.failed != 0 => None,
-        Ending::Exited(code) => Some(format!("left with exit code {code}")),
-        Ending::Signalled(signal) => Some(format!("QEMU was ended by signal {signal}")),
-        Ending::Hung(hang) => Some(format!("hang: {hang}")),
+        ending => Some(ending.to_string()),
     };
     if let Some(trouble) = trouble {
         tally.failed += 1;

@@ -1,5 +1,6 @@
 //! The commands, one module each: clap arguments and a `run`.
 
+pub(crate) mod bench;
 pub(crate) mod fuzz;
 pub(crate) mod mutants;
 pub(crate) mod run;

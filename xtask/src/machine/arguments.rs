@@ -32,6 +32,8 @@ pub(crate) struct Machine {
     pub(crate) arguments: Vec<String>,
     pub(crate) blobs: Vec<Blob>,
     pub(crate) tracer: Option<Tracer>,
+    /// Time is the number of instructions: they can be counted exactly. The CPUs take turns then, too.
+    pub(crate) icount: bool,
 }
 
 /// A plugin that tells what EL2 does. The CPUs take turns then, in one thread: what they did has one order.
@@ -53,7 +55,7 @@ pub(crate) struct Blob {
 impl Machine {
     /// QEMU's arguments; file names without a folder are relative to the run's folder.
     pub(crate) fn command_line(&self) -> Vec<OsString> {
-        let threads = if self.tracer.is_some() { "single" } else { "multi" };
+        let threads = if self.tracer.is_some() || self.icount { "single" } else { "multi" };
         let options = [
             ("-M", "virt,virtualization=on,gic-version=3,its=off".to_owned()),
             ("-cpu", cpu_option(&self.cpu)),
@@ -70,6 +72,10 @@ impl Machine {
             line.extend([name.into(), value.into()]);
         }
         line.extend(["-kernel".into(), self.image.clone().into()]);
+        if self.icount {
+            // One nanosecond each.
+            line.extend(["-icount".into(), "shift=0".into()]);
+        }
         if let Some(Tracer { plugin, socket }) = &self.tracer {
             let [plugin, socket] = [plugin, socket].map(|path| escape(&path.display().to_string()));
             line.extend(["-plugin".into(), format!("{plugin},socket={socket}").into()]);
@@ -156,6 +162,7 @@ mod tests {
             arguments: vec!["hypervisor".into(), "guest=linux".into(), "seed=1".into()],
             blobs: vec![Blob { file: "/a,b/linux".into(), address: 0x7c00_0000, length: 5 }],
             tracer: None,
+            icount: false,
         }
     }
 
@@ -183,6 +190,12 @@ mod tests {
         let line = words(&Machine { tracer: Some(tracer), ..machine() });
         assert!(line.contains(" -accel tcg,thread=single "), "{line}");
         assert!(line.contains(" -plugin /t/a,,b.so,socket=/tmp/trace "), "{line}");
+    }
+
+    #[test]
+    fn a_machine_that_counts_has_one_thread_for_all_cpus() {
+        let line = words(&Machine { icount: true, ..machine() });
+        assert!(line.contains(" -accel tcg,thread=single ") && line.contains(" -icount shift=0"), "{line}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What an image reports while it runs: one JSON object per line of `events.jsonl`.
 
+use std::num::NonZeroU64;
+
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 use thiserror::Error;
@@ -12,6 +14,8 @@ pub(crate) enum Event {
     Progress(Progress),
     /// An on-target test that ended.
     Claim(Claim),
+    /// What an operation costs.
+    Cost(Cost),
     /// The image's last words.
     Panic(Panic),
     /// The main job's whole report, its last event.
@@ -34,6 +38,18 @@ pub(crate) struct Progress {
 pub(crate) struct Panic {
     pub(crate) cpu: u64,
     pub(crate) message: String,
+}
+
+/// What an operation costs: the instructions that were counted for all of the units it was done to.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Cost {
+    pub(crate) name: String,
+    /// How writes were tracked.
+    pub(crate) mode: String,
+    /// What a unit is.
+    pub(crate) per: String,
+    pub(crate) units: NonZeroU64,
+    pub(crate) instructions: u64,
 }
 
 /// One claim and whether the machine bore it out.
@@ -87,6 +103,10 @@ mod tests {
             parse(r#"{"event":"claim","name":"a","outcome":"skipped","detail":"no 16K granule","milliseconds":1}"#);
         assert!(matches!(skipped, Ok(Event::Claim(Claim { outcome: ClaimOutcome::Skipped, .. }))));
 
+        let cost = parse(r#"{"event":"cost","name":"a","mode":"b","per":"page","units":4,"instructions":10}"#);
+        let Event::Cost(cost) = cost.unwrap() else { panic!("not a cost") };
+        assert_eq!((cost.units.get(), cost.instructions), (4, 10));
+
         let panic = parse(r#"{"event":"panic","cpu":1,"message":"panicked at a.rs:1:2:\nas asked"}"#);
         let Event::Panic(panic) = panic.unwrap() else { panic!("not a panic") };
         assert_eq!(panic.cpu, 1);
@@ -111,6 +131,7 @@ mod tests {
             r#"{"event":"progress","phase":7,"seconds":1}"#,
             r#"{"event":"claim","name":"a","outcome":"maybe"}"#,
             r#"{"event":"progress","phase":"guest","seconds":1} {}"#,
+            r#"{"event":"cost","name":"a","mode":"b","per":"page","units":0,"instructions":10}"#,
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

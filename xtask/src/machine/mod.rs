@@ -214,6 +214,7 @@ mod tests {
             arguments: Vec::new(),
             blobs: Vec::new(),
             tracer: None,
+            icount: false,
         };
         let logs = Logs::create(&folder.path().join("run")).unwrap();
         boot(&machine, logs, limits, |_| ())

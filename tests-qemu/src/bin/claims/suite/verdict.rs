@@ -1,9 +1,8 @@
 //! What comes of a claim: from what the guest saw, with the library as it is and with its twins.
 
 use alloc::{format, string::String};
-use core::fmt::Debug;
-
 use stage2::geometry::{Features, Granule4K};
+pub(crate) use stage2_tests_qemu::say::{OrSay, expect};
 
 use super::{
     lab::{Bench, Lab},
@@ -80,27 +79,4 @@ pub(crate) fn compare(
         detail = if detail.is_empty() { format!("caught: {what}") } else { format!("{detail}; {what}") };
     }
     Ok(Verdict::Holds(detail))
-}
-
-/// Turns what went wrong into words.
-pub(crate) trait OrSay<T> {
-    /// The value, or `what` was tried and how it failed.
-    fn or_say(self, what: &str) -> Result<T, String>;
-}
-
-impl<T, E: Debug> OrSay<T> for Result<T, E> {
-    fn or_say(self, what: &str) -> Result<T, String> {
-        self.map_err(|error| format!("{what}: {error:?}"))
-    }
-}
-
-impl<T> OrSay<T> for Option<T> {
-    fn or_say(self, what: &str) -> Result<T, String> {
-        self.ok_or_else(|| what.into())
-    }
-}
-
-/// Fails with what `what` was and should have been, if it was not.
-pub(crate) fn expect<T: PartialEq + Debug>(what: &str, is: T, should: T) -> Result<(), String> {
-    if is == should { Ok(()) } else { Err(format!("{what} is {is:x?}, not {should:x?}")) }
 }

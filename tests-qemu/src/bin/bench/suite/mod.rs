@@ -1,0 +1,49 @@
+//! The list of groups, and measuring one.
+
+mod beside;
+mod dirty;
+mod guest;
+mod lab;
+mod meter;
+mod report;
+mod tracking;
+mod turns;
+
+use alloc::string::String;
+
+use stage2_platform::{ExitCode, args, cpus};
+
+/// Operations that are measured together.
+struct Group {
+    name: &'static str,
+    /// So many CPUs it takes.
+    cpus: usize,
+    /// Sets the scenes, and reports each operation's cost.
+    measure: fn() -> Result<(), String>,
+}
+
+const GROUPS: &[Group] = &[
+    Group { name: "dirty", cpus: 1, measure: dirty::measure },
+    Group { name: "beside-scan", cpus: 2, measure: beside::measure },
+];
+
+/// The main function.
+pub(crate) fn run() -> ExitCode {
+    let wanted = args::get("group").unwrap_or_default();
+    let Some(group) = GROUPS.iter().find(|group| group.name == wanted) else {
+        defmt::error!("there is no group {}", wanted);
+        return ExitCode::BadArguments;
+    };
+    if cpus::count() != group.cpus {
+        // One more would take its turn now and then, and be counted too.
+        defmt::error!("{=str} is measured on {=u32} CPUs", group.name, group.cpus as u32);
+        return ExitCode::BadArguments;
+    }
+    match (group.measure)() {
+        Ok(()) => ExitCode::Good,
+        Err(reason) => {
+            defmt::error!("{=str}: {=str}", group.name, reason.as_str());
+            ExitCode::Violation
+        }
+    }
+}
