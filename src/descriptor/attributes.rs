@@ -205,7 +205,7 @@ pub struct Format {
     pub fwb: bool,
     /// FEAT_XNX: XN has two bits.
     pub xnx: bool,
-    /// VTCR_EL2.HD is set: the hardware manages dirty state through DBM.
+    /// Leaves the guest may write have DBM: where VTCR_EL2.HD is set the hardware manages their dirty state.
     pub dbm: bool,
 }
 
@@ -229,7 +229,9 @@ impl Format {
     #[inline]
     pub const fn with_permissions(self, leaf: Descriptor, permissions: Permissions) -> Descriptor {
         const PERMISSION_BITS: u64 = 0b11 << S2AP_SHIFT | 0b11 << XN_SHIFT | DBM | SOFT_WRITABLE | SOFT_DIRTY;
-        Descriptor(leaf.0 & !PERMISSION_BITS | self.permission_bits(permissions, leaf.is_dirty()))
+        // What the hardware may note it goes on noting.
+        let format = Self { dbm: self.dbm || leaf.has_dbm(), ..self };
+        Descriptor(leaf.0 & !PERMISSION_BITS | format.permission_bits(permissions, leaf.is_dirty()))
     }
 
     const fn permission_bits(self, permissions: Permissions, dirty: bool) -> u64 {

@@ -29,9 +29,11 @@
 
 mod attributes;
 mod bbm;
+mod folded;
 
 pub use attributes::{Attributes, Format, MemoryType, Permissions, S2Ap, Shareability, Xn};
 pub use bbm::needs_break;
+pub(crate) use folded::{Folded, LeafForm};
 
 use core::fmt;
 
@@ -300,6 +302,24 @@ impl Descriptor {
     #[inline(always)]
     pub const fn has_dbm(self) -> bool {
         self.0 & (DBM | VALID) == DBM | VALID
+    }
+
+    /// DBM, if the guest may write here: the hardware notes the first store. Nothing else changes.
+    #[inline(always)]
+    pub const fn with_dbm(self) -> Self {
+        if self.is_writable() { Self(self.0 | DBM) } else { self }
+    }
+
+    /// No DBM: the first store to a clean page faults. Nothing else changes.
+    #[inline(always)]
+    pub const fn without_dbm(self) -> Self {
+        Self(self.0 & !DBM)
+    }
+
+    /// Whether the hardware has nothing to write to this leaf: it sets the access flag, and S2AP\[1\] where DBM is, and clears neither.
+    #[inline(always)]
+    pub const fn is_settled(self) -> bool {
+        self.is_accessed() && (self.0 & DBM == 0 || self.0 & S2AP_WRITE != 0)
     }
 
     /// Whether the contiguous hint is set.

@@ -8,6 +8,8 @@
 //! 2. [`DirtyLog::rearm`] with that bitmap: exactly those pages are cleaned, and flushed;
 //! 3. copy those pages, not earlier: [`Stage2::view`](crate::stage2::Stage2::view).
 //!
+//! A harvest may be taken in pieces ([`DirtyLog::scan_runs`]), and given back if it came to nothing ([`DirtyLog::merge`]).
+//!
 //! # Contract (rule 10)
 //! A write is in this harvest or in the next, never in neither. A page is cleaned before it is copied, and no TLB lets a
 //! store pass unseen after the flush in between: so a store is before the copy, and in it, or faults and makes the
@@ -15,23 +17,28 @@
 //! the entries first and the side log then.
 //!
 //! # Skipping
-//! Each table knows whether it *may be dirty*: set, with release, under its lock before a writable entry is
-//! installed; cleared under its lock after a flush, if a re-read finds nothing dirty. A scan reads that flag and skips the
-//! table. If it reads it as clear, a store that comes later is in the next harvest.
+//! Each table knows in which groups of its entries something *may be dirty*: set, with release, under its lock before such an
+//! entry is installed; cleared under its lock after a flush, if nothing there became dirty meanwhile. A scan reads that one word
+//! and skips the rest of the table. If it reads a group as clean, a store that comes later is in the next harvest.
 
+mod harvest;
 mod log;
 mod rearm;
 mod scan;
 mod start;
+mod tracking;
 mod view;
 
+pub use harvest::Scanned;
 pub use log::DirtyBitmap;
 pub(crate) use log::LogState;
 pub use rearm::{RearmError, Rearmed};
 pub use scan::ScanError;
 pub use start::{Initial, StartError};
+pub use tracking::Tracking;
 pub use view::FrameView;
 
+use crate::addr::IpaRange;
 use crate::arch::Arch;
 use crate::memory::TableMemory;
 use crate::stage2::Stage2;
@@ -56,20 +63,48 @@ impl Content {
     }
 }
 
+/// What a log's scans and rearms have done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct LogProgress {
+    /// Pages that scans have found.
+    pub found: u64,
+    /// Pages that rearms have cleaned.
+    pub cleaned: u64,
+    /// Tables that scans have looked into.
+    pub tables_scanned: u64,
+    /// Tables that scans have passed over since nothing in them could be dirty.
+    pub tables_skipped: u64,
+}
+
 /// The one harvester of a guest's dirty log, from [`Stage2::start_logging`](crate::stage2::Stage2::start_logging). Logging ends when
 /// it is dropped. Should it be forgotten, logging stays on and nobody can harvest; nothing worse.
 #[must_use = "logging ends when this is dropped"]
 pub struct DirtyLog<'s, 'h, A: Arch, M: TableMemory> {
     stage2: &'s Stage2<'h, A, M>,
+    tracking: Tracking,
+    /// From the first to the last table in which a scan has found nothing dirty though something may have been.
+    idle: Option<IpaRange>,
+    progress: LogProgress,
 }
 
 impl<A: Arch, M: TableMemory> DirtyLog<'_, '_, A, M> {
+    /// How stores are tracked.
+    pub fn tracking(&self) -> Tracking {
+        self.tracking
+    }
+
+    /// What was done so far.
+    pub fn progress(&self) -> LogProgress {
+        self.progress
+    }
+
     /// Ends logging. Pages that are clean stay so until they are written once more.
     pub fn stop(self) {}
 }
 
 impl<A: Arch, M: TableMemory> Drop for DirtyLog<'_, '_, A, M> {
     fn drop(&mut self) {
-        self.stage2.log.set_active(false);
+        self.stage2.log.deactivate();
     }
 }

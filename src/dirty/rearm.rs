@@ -1,24 +1,23 @@
 //! Rearm: the read-write half of a harvest. Cleans exactly the pages of a bitmap, in chunks with one flush each.
 //!
 //! One table's lock at a time, for that table's pages of the bitmap only. A page that is being removed is left alone: its
-//! remover tells the side log. After the flush each table is locked once more, and if nothing in it is dirty its flag is
-//! cleared.
+//! remover tells the side log. After the flush each table is locked once more, and what is clean in it is published, for scans to
+//! skip.
 
 use core::fmt;
 
-use super::DirtyLog;
+use super::log::bits_of_word;
 use super::scan::check_bitmap;
-use super::start::clear_flag_if_clean;
+use super::{DirtyLog, Tracking};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
-use crate::descriptor::{Descriptor, Kind};
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
-use crate::stage2::{covers, entries};
-use crate::tlb::{Flushed, Gather};
-use crate::walk::Visit;
+use crate::stage2::covers;
+use crate::tlb::Gather;
+use crate::walk::{Cleaned, Locked, Reserved, Table, Visit};
 
 /// Leaf tables' worth of address space cleaned before a flush.
 const CHUNK_TABLES: u64 = 64;
@@ -70,7 +69,8 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
     /// Cleans the pages of `range` whose bit is set in `bitmap`, as [`Self::scan`] set them, and no others. A block is cleaned
     /// only if the bitmap covers all of it; else it stays dirty, and is in the next harvest again.
     ///
-    /// Locks one table at a time; invalidates once per chunk of 64 tables.
+    /// Locks one table at a time; invalidates once per chunk of 64 tables in which anything is to be cleaned. With
+    /// [`Tracking::Adaptive`](super::Tracking::Adaptive) tables in which the scan has found nothing dirty are write-protected again.
     ///
     /// # Errors
     /// See [`RearmError`].
@@ -78,132 +78,170 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         check_bitmap::<M::Granule>(range, bitmap.len()).map_err(|needed| RearmError::BitmapTooShort { needed })?;
         self.stage2.check(reader, range).map_err(RearmError::Argument)?;
         self.stage2.check_logged(range).map_err(RearmError::Argument)?;
-        let harvest = Harvest { start: range.start(), bitmap, page_shift: M::Granule::PAGE_SHIFT };
+        let harvest = Harvest::new::<M::Granule>(range.start(), bitmap);
+        let idle = self.idle.filter(|_| self.tracking == Tracking::Adaptive).and_then(|idle| idle.intersection(range));
         let mut cleaned = 0;
         let mut rest = Some(range);
         while let Some(left) = rest {
             let bytes = (M::Granule::entry_size(Level::LEAF) * M::Granule::ENTRIES as u64).saturating_mul(CHUNK_TABLES);
             let last = left.start().raw().saturating_add(bytes - 1).min(left.last().raw());
             let chunk = IpaRange::inclusive(left.start(), Ipa::new(last)).unwrap_or(left);
-            if harvest.any(chunk) {
-                self.stage2.log_clear(&harvest, chunk);
-                let (flushed, count) = self.clean(reader, chunk, &harvest).map_err(RearmError::Corrupt)?;
-                cleaned += count;
-                self.clear_flags(reader, chunk, &harvest, flushed).map_err(RearmError::Corrupt)?;
+            let has_idle = idle.is_some_and(|idle| idle.intersection(chunk).is_some());
+            if has_idle || harvest.any(chunk) {
+                cleaned += self.rearm_chunk(reader, chunk, &harvest, has_idle).map_err(RearmError::Corrupt)?;
             }
             rest = chunk.last().checked_add(1).and_then(|next| left.starting_at(next));
         }
+        if self.idle.is_some_and(|idle| range.contains(idle.start()) && range.contains(idle.last())) {
+            self.idle = None;
+        }
+        self.progress.cleaned += cleaned;
         Ok(Rearmed { cleaned })
     }
 
-    fn clean(&self, reader: &Reader<'_>, chunk: IpaRange, harvest: &Harvest<'_>) -> Result<(Flushed, u64), Corrupt> {
-        let mut gather = Gather::new(&self.stage2.tree, reader);
-        let mut cleaned = 0;
-        let wanted = |visit: &Visit<'_>| visit.table.may_be_dirty() && harvest.any(visit.range);
-        let result = self.stage2.for_each_locked_if(reader, chunk, wanted, |locked, part, first, count| {
-            let level = locked.level();
-            let mut span: Option<IpaRange> = None;
-            let mut corrupt = Ok(());
-            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
-                let leaf = locked.read(index);
-                if !leaf.is_dirty() {
-                    continue;
-                }
-                match locked.kind(index) {
-                    Kind::Page(_) | Kind::Block(_) => {}
-                    Kind::Reserved => {
-                        corrupt = Err((ipa, Corrupt { ipa, level }));
-                        break;
-                    }
-                    _ => continue,
-                }
-                let last = M::Granule::entry_last(ipa, level);
-                if covers::<M::Granule>(part, ipa, level) && harvest.all(ipa, last) {
-                    locked.replace_leaf(index, Descriptor::with_clean);
-                    cleaned += M::Granule::entry_size(level) >> M::Granule::PAGE_SHIFT;
-                    span = IpaRange::inclusive(span.map_or(ipa, IpaRange::start), last);
-                }
-            }
-            // From the first to the last that was cleaned: a few pages of a table are a few TLBIs.
-            if let Some(span) = span {
-                gather.leaves(span, level);
-            }
-            corrupt
-        });
-        // Also if the tree turned out corrupt: what was cleaned is flushed.
-        let flushed = gather.flush();
-        result.map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
-        Ok((flushed, cleaned))
-    }
-
-    fn clear_flags(
+    /// One chunk: clean, flush, publish what is clean.
+    fn rearm_chunk(
         &self,
         reader: &Reader<'_>,
         chunk: IpaRange,
         harvest: &Harvest<'_>,
-        _after: Flushed,
-    ) -> Result<(), Corrupt> {
-        let wanted = |visit: &Visit<'_>| visit.table.may_be_dirty() && harvest.any(visit.range);
-        self.stage2
-            .for_each_locked_if(reader, chunk, wanted, |locked, _, _, _| {
-                clear_flag_if_clean(locked);
+        has_idle: bool,
+    ) -> Result<u64, Corrupt> {
+        let stage2 = self.stage2;
+        harvest.for_each_word(chunk, |at, bits| stage2.log.clear(at, bits, M::Granule::PAGE_SHIFT));
+        let mut gather = Gather::new(&stage2.tree, reader);
+        let (mut cleaned, mut stripped) = (0, false);
+        let may_be_dirty = |table: &Table<'_>| !table.may_be_dirty().is_empty();
+        let concerned = |visit: &Visit<'_>| has_idle || harvest.any(visit.range);
+        let result = stage2.for_each_locked_if(reader, chunk, may_be_dirty, concerned, |locked, visit| {
+            if has_idle && !harvest.any(visit.range) {
+                if visit.is_all_of_table::<M::Granule>() && locked.disarm() {
+                    stripped = true;
+                    gather.leaves(visit.range, locked.level());
+                }
+                return Ok(());
+            }
+            let done = clean_table::<A, M>(locked, visit, harvest, self.tracking, &mut gather)?;
+            cleaned += (done.count as u64) << (M::Granule::shift(locked.level()) - M::Granule::PAGE_SHIFT);
+            stripped |= done.stripped;
+            Ok(())
+        });
+        // Also if the tree turned out corrupt: what was cleaned is flushed.
+        let flushed = if stripped { gather.flush_with_others() } else { gather.flush() };
+        result.map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
+        stage2
+            .for_each_locked_if(reader, chunk, may_be_dirty, concerned, |locked, _| {
+                locked.publish_clean(&flushed);
                 Ok(())
             })
-            .map_err(|(_, corrupt): (_, Corrupt)| corrupt)
+            .map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
+        Ok(cleaned)
     }
 }
 
-impl<A: Arch, M: TableMemory> crate::stage2::Stage2<'_, A, M> {
-    /// Takes the pages of the harvest out of the side log.
-    fn log_clear(&self, harvest: &Harvest<'_>, chunk: IpaRange) {
-        harvest.for_each(chunk, |ipa| self.log.clear(ipa, M::Granule::PAGE_SHIFT));
+/// Cleans what the harvest has of one table.
+#[inline(always)]
+fn clean_table<A: Arch, M: TableMemory>(
+    locked: &mut Locked<'_, '_, A, M>,
+    visit: &Visit<'_>,
+    harvest: &Harvest<'_>,
+    tracking: Tracking,
+    gather: &mut Gather<'_, '_, A, M>,
+) -> Result<Cleaned, (Ipa, Corrupt)> {
+    let level = locked.level();
+    let groups = locked.table().may_be_dirty().and(visit.groups::<M::Granule>());
+    let base = M::Granule::table_base(visit.range.start(), level);
+    let shift = M::Granule::shift(level);
+    let cleaned = if level == Level::LEAF {
+        // The bit of the table's first page: before the harvest's first, perhaps.
+        let first = (base.raw() >> shift).wrapping_sub(harvest.start.raw() >> shift);
+        locked.clean_leaves(groups, tracking.at_rearm(), |index| {
+            harvest.bits_at(first.wrapping_add(index as u64)) & visit.within::<M::Granule>(index)
+        })
+    } else {
+        locked.clean_leaves(groups, tracking.at_rearm(), |index| {
+            let blocks = (0..64u64).filter(|nth| visit.within::<M::Granule>(index) >> nth & 1 == 1);
+            let whole = blocks.filter(|nth| {
+                let ipa = base.offset((index as u64 + nth) << shift);
+                covers::<M::Granule>(visit.range, ipa, level) && harvest.all(ipa, M::Granule::entry_last(ipa, level))
+            });
+            whole.fold(0, |bits, nth| bits | 1 << nth)
+        })
+    };
+    let ipa_of = |index: usize| base.offset((index as u64) << shift);
+    let cleaned = cleaned.map_err(|Reserved(index)| {
+        gather.everything();
+        (ipa_of(index), Corrupt { ipa: ipa_of(index), level })
+    })?;
+    // From the first to the last that was changed: a few pages of a table are a few TLBIs.
+    if let Some((first, last)) = cleaned.span
+        && let Some(span) = IpaRange::inclusive(ipa_of(first), M::Granule::entry_last(ipa_of(last), level))
+    {
+        gather.leaves(span, level);
     }
+    Ok(cleaned)
 }
 
 /// A bitmap over the pages from `start` on.
-struct Harvest<'b> {
+pub(super) struct Harvest<'b> {
     start: Ipa,
     bitmap: &'b [u64],
     page_shift: u32,
 }
 
-impl Harvest<'_> {
+impl<'b> Harvest<'b> {
+    pub(super) fn new<G: Granule>(start: Ipa, bitmap: &'b [u64]) -> Self {
+        Self { start, bitmap, page_shift: G::PAGE_SHIFT }
+    }
+
     fn page(&self, ipa: Ipa) -> u64 {
         (ipa.raw() - self.start.raw()) >> self.page_shift
     }
 
-    /// The bits of word `index` that belong to the pages `first..=last`.
-    fn word(&self, index: u64, first: u64, last: u64) -> u64 {
-        let mut word = self.bitmap.get(index as usize).copied().unwrap_or(0);
-        if index == first / 64 {
-            word &= u64::MAX << (first % 64);
-        }
-        if index == last / 64 {
-            word &= u64::MAX >> (63 - last % 64);
-        }
-        word
+    #[inline(always)]
+    fn word(&self, index: usize) -> u64 {
+        self.bitmap.get(index).copied().unwrap_or(0)
+    }
+
+    /// 64 bits from that of `page` on; none below the first.
+    #[inline(always)]
+    fn bits_at(&self, page: u64) -> u64 {
+        // Below the first page it is negative.
+        let (index, shift) = ((page.cast_signed() >> 6) as usize, page % 64);
+        let above = if shift == 0 { 0 } else { self.word(index.wrapping_add(1)) << (64 - shift) };
+        self.word(index) >> shift | above
     }
 
     /// Whether any page of `range` is in it.
+    #[inline(always)]
     fn any(&self, range: IpaRange) -> bool {
         let (first, last) = (self.page(range.start()), self.page(range.last()));
-        (first / 64..=last / 64).any(|index| self.word(index, first, last) != 0)
+        let (first_word, last_word) = ((first / 64) as usize, (last / 64) as usize);
+        if self.word(first_word) & bits_of_word(first / 64, first, last) != 0
+            || self.word(last_word) & bits_of_word(last / 64, first, last) != 0
+        {
+            return true;
+        }
+        let between = self.bitmap.get(first_word + 1..last_word).unwrap_or(&[]);
+        between.chunks(8).any(|words| words.iter().fold(0, |any, word| any | word) != 0)
     }
 
     /// Whether all pages from that of `first` to that of `last` are in it.
     fn all(&self, first: Ipa, last: Ipa) -> bool {
-        let (first, last) = (self.page(first.align_down(self.page_shift)), self.page(last));
-        (first..=last)
-            .all(|page| self.bitmap.get((page / 64) as usize).is_some_and(|word| word & 1 << (page % 64) != 0))
+        let (first, last) = (self.page(first), self.page(last));
+        (first / 64..=last / 64).all(|index| {
+            let bits = bits_of_word(index, first, last);
+            self.word(index as usize) & bits == bits
+        })
     }
 
-    fn for_each(&self, range: IpaRange, mut found: impl FnMut(Ipa)) {
+    /// Calls `found` with the page of a word's first bit, and its bits, for each word that has any in `range`.
+    pub(super) fn for_each_word(&self, range: IpaRange, mut found: impl FnMut(Ipa, u64)) {
         let (first, last) = (self.page(range.start()), self.page(range.last()));
         for index in first / 64..=last / 64 {
-            let mut word = self.word(index, first, last);
-            while word != 0 {
-                found(self.start.offset((index * 64 + u64::from(word.trailing_zeros())) << self.page_shift));
-                word &= word - 1;
+            let bits = self.word(index as usize) & bits_of_word(index, first, last);
+            if bits != 0 {
+                found(self.start.offset((index * 64) << self.page_shift), bits);
             }
         }
     }

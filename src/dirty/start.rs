@@ -2,18 +2,17 @@
 
 use core::fmt;
 
-use super::DirtyLog;
+use super::{DirtyLog, LogProgress, Tracking};
 use crate::addr::IpaRange;
 use crate::arch::Arch;
-use crate::descriptor::{Descriptor, Kind};
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
-use crate::stage2::{Stage2, entries};
+use crate::stage2::Stage2;
 use crate::sync::{Ordering, fence};
 use crate::tlb::Gather;
-use crate::walk::Locked;
+use crate::walk::{Reserved, Table};
 
 /// How a log begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +33,8 @@ pub enum StartError {
     Argument(ArgumentError),
     /// The guest was made without a bitmap.
     NoBitmap,
+    /// The hardware does not manage dirty state for this tree: VTCR_EL2.HD is clear.
+    NoHardwareState,
     /// It is being logged.
     Started,
     /// The tree is corrupt; logging is off.
@@ -45,6 +46,7 @@ impl fmt::Display for StartError {
         match self {
             Self::Argument(error) => error.fmt(f),
             Self::NoBitmap => f.write_str("the guest was made without a bitmap to log in"),
+            Self::NoHardwareState => f.write_str("the hardware does not manage dirty state for this guest"),
             Self::Started => f.write_str("the guest is being logged already"),
             Self::Corrupt(corrupt) => write!(f, "the tree is corrupt at {}", corrupt.ipa),
         }
@@ -61,26 +63,43 @@ impl core::error::Error for StartError {
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
-    /// Starts logging what the bitmap given at creation covers, and makes the caller its harvester.
+    /// Starts logging what the bitmap given at creation covers, tracked as is best here ([`Self::default_tracking`]), and makes the
+    /// caller its harvester.
     ///
     /// Locks one table at a time; invalidates all of the VMID if `initial` is [`Initial::Clean`].
     ///
     /// # Errors
     /// See [`StartError`]; logging is then as it was.
     pub fn start_logging(&self, reader: &Reader<'_>, initial: Initial) -> Result<DirtyLog<'_, 'h, A, M>, StartError> {
+        self.start_logging_with(reader, initial, self.default_tracking())
+    }
+
+    /// The same, tracked as the caller says.
+    ///
+    /// # Errors
+    /// See [`StartError`]; logging is then as it was.
+    pub fn start_logging_with(
+        &self,
+        reader: &Reader<'_>,
+        initial: Initial,
+        tracking: Tracking,
+    ) -> Result<DirtyLog<'_, 'h, A, M>, StartError> {
         self.tree.check_reader(reader).map_err(StartError::Argument)?;
         let logged = self.logged_range().ok_or(StartError::NoBitmap)?;
-        if !self.log.activate() {
+        if tracking != Tracking::WriteProtect && !self.has_hardware_dirty_state() {
+            return Err(StartError::NoHardwareState);
+        }
+        if !self.log.activate(tracking) {
             return Err(StartError::Started);
         }
         self.log.fill(initial == Initial::Dirty);
         if initial == Initial::Clean
-            && let Err(corrupt) = self.clean_all(reader, logged)
+            && let Err(corrupt) = self.clean_all(reader, logged, tracking)
         {
-            self.log.set_active(false);
+            self.log.deactivate();
             return Err(StartError::Corrupt(corrupt));
         }
-        Ok(DirtyLog { stage2: self })
+        Ok(DirtyLog { stage2: self, tracking, idle: None, progress: LogProgress::default() })
     }
 
     /// The part of the IPA space that is logged.
@@ -94,27 +113,40 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         self.log.is_active() && self.logged_range().is_some_and(|logged| logged.intersection(range).is_some())
     }
 
-    fn clean_all(&self, reader: &Reader<'_>, logged: IpaRange) -> Result<(), Corrupt> {
+    fn clean_all(&self, reader: &Reader<'_>, logged: IpaRange, tracking: Tracking) -> Result<(), Corrupt> {
         let mut gather = Gather::new(&self.tree, reader);
-        let cleaned = self.for_each_locked(reader, logged, |locked, part, first, count| {
-            let level = locked.level();
-            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
-                match locked.kind(index) {
-                    Kind::Page(_) | Kind::Block(_) => _ = locked.replace_leaf(index, Descriptor::with_clean),
-                    Kind::Reserved => return Err((ipa, Corrupt { ipa, level })),
-                    _ => {}
+        let all = |_: &Table<'_>| true;
+        let cleaned = self.for_each_locked_if(
+            reader,
+            logged,
+            all,
+            |_| true,
+            |locked, visit| {
+                let (groups, level) = (visit.groups::<M::Granule>(), locked.level());
+                match locked.clean_leaves(groups, tracking.at_start(), |index| visit.within::<M::Granule>(index)) {
+                    Ok(_) => Ok(()),
+                    Err(Reserved(index)) => {
+                        let ipa = visit.ipa_of::<M::Granule>(index);
+                        Err((ipa, Corrupt { ipa, level }))
+                    }
                 }
-            }
-            Ok(())
-        });
+            },
+        );
         // Also if the tree turned out corrupt: what was cleaned is flushed.
         gather.everything();
-        let _quiet = gather.flush();
+        let flushed = gather.flush();
         cleaned.map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
-        self.for_each_locked(reader, logged, |locked, _, _, _| {
-            clear_flag_if_clean(locked);
-            Ok(())
-        })
+        let may_be_dirty = |table: &Table<'_>| !table.may_be_dirty().is_empty();
+        self.for_each_locked_if(
+            reader,
+            logged,
+            may_be_dirty,
+            |_| true,
+            |locked, _| {
+                locked.publish_clean(&flushed);
+                Ok(())
+            },
+        )
         .map_err(|(_, corrupt): (_, Corrupt)| corrupt)
     }
 
@@ -127,15 +159,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         self.check_logged(range)?;
         // The store comes before the look whether logging is on. Partner: the fence in `activate`.
         fence(Ordering::SeqCst);
-        let shift = M::Granule::PAGE_SHIFT;
-        let mut at = range.start().align_down(shift);
-        while self.log.is_active() && at <= range.last() {
-            self.log.publish(at, shift, shift);
-            match at.checked_add(M::Granule::PAGE_SIZE) {
-                Some(next) => at = next,
-                None => break,
-            }
-        }
+        self.log.publish_range(range, M::Granule::PAGE_SHIFT);
         Ok(())
     }
 
@@ -145,13 +169,5 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             Some(logged) if logged.contains(range.start()) && logged.contains(range.last()) => Ok(()),
             _ => Err(ArgumentError::NotLogged(range)),
         }
-    }
-}
-
-/// After a flush: clears the table's flag if nothing in it is dirty or can become so without its lock.
-pub(super) fn clear_flag_if_clean<A: Arch, M: TableMemory>(locked: &mut Locked<'_, '_, A, M>) {
-    let may_be_dirty = |entry: Descriptor| entry.is_dirty() || entry.has_dbm();
-    if !(0..M::Granule::ENTRIES).any(|index| may_be_dirty(locked.read(index))) {
-        locked.table().meta().clear_may_be_dirty();
     }
 }

@@ -110,7 +110,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             }
             true
         };
-        self.read_only(reader).visit(range, each)?;
+        self.read_only(reader).visit(range, |_| true, each)?;
         corrupt
     }
 }

@@ -10,6 +10,7 @@ use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb, Stage1Access};
 use crate::changes::Seen;
 use crate::descriptor::{Attributes, Descriptor, Kind, Permissions, Xn};
+use crate::dirty::Tracking;
 use crate::error::{ChangeCause, Corrupt};
 use crate::fault::decode::Access;
 use crate::geometry::granule::Granule;
@@ -260,6 +261,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let (index, level) = (locked.index, locked.level());
         match need.judge(locked.read(index), level) {
             Verdict::Needs => {
+                if need.write && self.log.tracking() == Some(Tracking::Adaptive) {
+                    locked.arm();
+                }
                 locked.replace_leaf(index, |leaf| {
                     let accessed = leaf.with_accessed();
                     if need.write { accessed.with_dirty() } else { accessed }
@@ -361,7 +365,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         self.prepare_frames(page.frame, M::Granule::entry_size(level), attributes);
         // A clean page is of use to a harvester only.
         let dirty = need.write || page.content.is_dirty() || !self.log.is_active();
-        let leaf = self.tree.format.leaf(level, page.frame, attributes, dirty);
+        let leaf = self.format().leaf(level, page.frame, attributes, dirty);
         let mut spares = Spares::new(&self.tree.mmu.memory);
         let installed = match self.lock_table(reader, need.ipa, level, &mut spares) {
             Ok(mut locked) => {

@@ -4,8 +4,9 @@
 //! that somebody who comes late for the lock of a table that is dying finds a lock, takes it, sees that the table is
 //! no longer where he found it, and goes away.
 
+use super::Groups;
 use crate::addr::{Ipa, Level, Pa};
-use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering, const_unless_loom, load_owned_flag};
+use crate::sync::{AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering, const_unless_loom, load_owned_bits};
 
 /// Identifies a tree for as long as the machine runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +38,32 @@ pub enum TableState {
 pub(crate) struct Guarded {
     /// Entries that are not [`Descriptor::NONE`](crate::descriptor::Descriptor::NONE).
     pub(crate) occupied: u16,
+    /// Groups in which an entry is dirty or can become so without this lock, as far as what was stored says. Each of them is
+    /// published as one that may be dirty.
+    pub(crate) dirty: Groups,
+    /// The hardware may update the dirty state of all leaves that the guest may write: [`Tracking::Adaptive`].
+    ///
+    /// [`Tracking::Adaptive`]: crate::dirty::Tracking::Adaptive
+    pub(crate) armed: bool,
+    /// Whether the hardware may make an entry dirty that has no DBM any more, so that `dirty` does not know.
+    pub(crate) stripped: Stripped,
+}
+
+/// What became of the DBM that was taken from a table's leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stripped {
+    /// Of none, or no TLB has it any more.
+    No,
+    /// TLBs may have it.
+    Cached,
+    /// TLBs may have it, until a flush that a harvester has begun meanwhile.
+    Flushing,
+}
+
+impl Guarded {
+    const fn of(occupied: u16) -> Self {
+        Self { occupied, dirty: Groups::NONE, armed: false, stripped: Stripped::No }
+    }
 }
 
 /// Where a table is in its tree.
@@ -74,8 +101,8 @@ pub struct TableMeta {
     /// more of the same.
     place: core::sync::atomic::AtomicU64,
     state: AtomicU8,
-    /// Whether an entry may be writable. Set, with release, under the lock before such an entry is installed.
-    may_be_dirty: AtomicBool,
+    /// [`Groups`] in which an entry may be dirty. Set, with release, under the lock before such an entry is installed.
+    may_be_dirty: AtomicU64,
     /// The next table of the list this one is in.
     link: AtomicU64,
 }
@@ -87,11 +114,11 @@ impl TableMeta {
         /// The metadata of a table that is not in use.
         pub fn new() -> Self {
             Self {
-                guarded: Mutex::new(Guarded { occupied: 0 }),
+                guarded: Mutex::new(Guarded::of(0)),
                 owner: AtomicU64::new(TreeId::NONE.0),
                 place: core::sync::atomic::AtomicU64::new(Place { base: Ipa::new(0), level: Level::L3 }.packed()),
                 state: AtomicU8::new(TableState::Free as u8),
-                may_be_dirty: AtomicBool::new(false),
+                may_be_dirty: AtomicU64::new(0),
                 link: AtomicU64::new(END_OF_LIST),
             }
         }
@@ -108,14 +135,15 @@ impl TableMeta {
         core::ptr::from_ref(&self.guarded).addr()
     }
 
-    /// Makes it the table at `place` in the tree of `owner`, with so many entries in it, before it is linked there.
-    pub(crate) fn adopt(&self, owner: TreeId, place: Place, occupied: u16) {
+    /// Makes it the table at `place` in the tree of `owner`, with so many entries in it, of which those of the groups `dirty` may
+    /// be dirty, before it is linked there.
+    pub(crate) fn adopt(&self, owner: TreeId, place: Place, occupied: u16, dirty: Groups) {
         let mut guarded = self.lock();
-        guarded.occupied = occupied;
+        *guarded = Guarded { dirty, ..Guarded::of(occupied) };
+        self.may_be_dirty.store(dirty.bits(), Ordering::Release);
         self.place.store(place.packed(), Ordering::Relaxed);
         self.owner.store(owner.0, Ordering::Release);
         drop(guarded);
-        self.clear_may_be_dirty();
         self.set_link(None);
         self.set_state(TableState::Live);
     }
@@ -163,24 +191,25 @@ impl TableMeta {
         self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether an entry may be dirty. `false` means: none was at some instant of this read section.
+    /// Where an entry may be dirty. Of the other groups none was at some instant of this read section.
     #[inline(always)]
-    pub(crate) fn may_be_dirty(&self) -> bool {
-        self.may_be_dirty.load(Ordering::Acquire)
+    pub(crate) fn may_be_dirty(&self) -> Groups {
+        Groups::from_bits(self.may_be_dirty.load(Ordering::Acquire))
     }
 
-    /// Under the lock, before a writable entry is installed.
+    /// Before entries are installed, in these groups, that are dirty or can become so without the lock, which `guarded` holds.
     #[inline(always)]
-    pub(crate) fn set_may_be_dirty(&self) {
-        // A load first: the line is ours already, and most tables stay dirty for long.
-        if !load_owned_flag(&self.may_be_dirty) {
-            self.may_be_dirty.store(true, Ordering::Release);
+    pub(crate) fn note_dirty(&self, guarded: &mut Guarded, groups: Groups) {
+        if !guarded.dirty.contains(groups) {
+            guarded.dirty = guarded.dirty.with(groups);
+            self.may_be_dirty.store(load_owned_bits(&self.may_be_dirty) | groups.bits(), Ordering::Release);
         }
     }
 
-    /// Under the lock, after a flush, when no entry is dirty any more.
-    pub(crate) fn clear_may_be_dirty(&self) {
-        self.may_be_dirty.store(false, Ordering::Release);
+    /// After a flush, with the lock that `guarded` holds: of what was dirty before, only what is noted still may be.
+    #[inline(always)]
+    pub(crate) fn publish_clean(&self, guarded: &Guarded) {
+        self.may_be_dirty.store(guarded.dirty.bits(), Ordering::Release);
     }
 
     /// The next table of the list; for the owner of the list and for table memory's free list.

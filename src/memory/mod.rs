@@ -3,6 +3,7 @@
 //! [`TableMemory`] is the seam; [`Pool`] is a ready implementation over regions the embedder gives. The only code that makes a
 //! reference out of a table's address is an implementation of this trait.
 
+mod groups;
 mod meta;
 #[cfg(any(test, loom, feature = "model"))]
 pub(crate) mod model;
@@ -10,7 +11,8 @@ mod pool;
 mod reserve;
 mod spare;
 
-pub(crate) use meta::{Guarded, Place};
+pub(crate) use groups::Groups;
+pub(crate) use meta::{Guarded, Place, Stripped};
 pub use meta::{TableMeta, TableState, TreeId};
 pub use pool::{Pool, PoolRegion, PoolUse};
 pub(crate) use reserve::Reserve;

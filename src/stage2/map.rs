@@ -153,7 +153,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     };
                     return Err(Stopped::at(range, at, cause));
                 }
-                locked.replace(index, self.tree.format.leaf(level, frame_of(at), attributes, dirty));
+                locked.replace(index, self.format().leaf(level, frame_of(at), attributes, dirty));
             }
             rest = next.and_then(|next| range.starting_at(next));
         }

@@ -24,7 +24,8 @@ pub(crate) use unmap::{covers, entries};
 
 use crate::addr::{IpaRange, Level};
 use crate::arch::Arch;
-use crate::dirty::LogState;
+use crate::descriptor::Format;
+use crate::dirty::{LogState, Tracking};
 use crate::error::ArgumentError;
 use crate::memory::{Reserve, TableMemory};
 use crate::quiescence::Reader;
@@ -61,6 +62,11 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     #[inline(always)]
     pub(crate) fn read_write<'r>(&'r self, reader: &'r Reader<'r>) -> ReadWrite<'r, 'h, A, M> {
         ReadWrite::new(&self.tree, reader)
+    }
+
+    /// How leaves are encoded now: a log may have the hardware note their first store.
+    pub(crate) fn format(&self) -> Format {
+        Format { dbm: self.log.tracking() == Some(Tracking::Hardware), ..self.tree.format }
     }
 
     #[inline]

@@ -28,7 +28,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// # Errors
     /// [`ProtectError::Argument`]: nothing was changed. [`ProtectError::Stopped`] with the prefix that is done.
     pub fn protect(&self, reader: &Reader<'_>, range: IpaRange, permissions: Permissions) -> Result<(), ProtectError> {
-        let format = self.tree.format;
+        let format = self.format();
         self.check(reader, range).map_err(ProtectError::Argument)?;
         if permissions.execute != Xn::Never {
             self.synchronize_mapped(reader, range)

@@ -21,7 +21,7 @@ use crate::descriptor::{Descriptor, Format, Marker};
 use crate::dirty::{DirtyBitmap, LogState};
 use crate::error::ArgumentError;
 use crate::geometry::{Geometry, HardwareUpdate, VttbrError, granule::Granule};
-use crate::memory::{OutOfTables, OwnTables, Place, Reserve, TableMemory, TableState, TreeId};
+use crate::memory::{Groups, OutOfTables, OwnTables, Place, Reserve, TableMemory, TableState, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::{GracePeriod, Reader};
 use crate::reclaim::ReclaimState;
@@ -147,11 +147,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 return Err(CreateError::Root(error));
             }
         };
-        let format = Format {
-            fwb: mmu.features.force_write_back(),
-            xnx: mmu.features.execute_never_by_el(),
-            dbm: geometry.hardware_update() == HardwareUpdate::AccessFlagAndDirty,
-        };
+        let format =
+            Format { fwb: mmu.features.force_write_back(), xnx: mmu.features.execute_never_by_el(), dbm: false };
         let id = mmu.next_tree();
         let tree = Tree {
             mmu,
@@ -171,7 +168,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         for index in 0..geometry.root_tables() {
             if let Some(table) = tree.root_at(index) {
                 let base = Ipa::new((index as u64) << (M::Granule::shift(level) + M::Granule::INDEX_BITS));
-                table.meta().adopt(id, Place { base, level }, 0);
+                table.meta().adopt(id, Place { base, level }, 0, Groups::NONE);
             }
         }
         Ok(Self {

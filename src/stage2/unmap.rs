@@ -24,7 +24,7 @@ use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::{GracePeriod, Quiescing, Reader};
 use crate::tlb::{Flushed, Gather};
-use crate::walk::{Locked, Visit};
+use crate::walk::{Locked, Table, Visit};
 
 /// Frames handed back between two takings of the table's lock.
 const BATCH: usize = 32;
@@ -277,53 +277,55 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
-        change: impl FnMut(&mut Locked<'_, 'h, A, M>, IpaRange, usize, usize) -> Result<(), (Ipa, E)>,
+        mut change: impl FnMut(&mut Locked<'_, 'h, A, M>, IpaRange, usize, usize) -> Result<(), (Ipa, E)>,
     ) -> Result<(), (Ipa, E)> {
-        self.for_each_locked_if(reader, range, |_| true, change)
+        let shown = |locked: &mut Locked<'_, 'h, A, M>, visit: &Visit<'_>| {
+            change(locked, visit.range, visit.first, visit.count)
+        };
+        self.for_each_locked_if(reader, range, |_| true, |_| true, shown)
     }
 
-    /// The same, of the tables that are `wanted` by what a look at them says.
+    /// The same, of the tables that are `wanted` by what is known of them, and `concerned` by where they are.
+    #[inline(always)]
     pub(crate) fn for_each_locked_if<E: From<Corrupt>>(
         &self,
         reader: &Reader<'_>,
         range: IpaRange,
-        wanted: impl Fn(&Visit<'_>) -> bool,
-        mut change: impl FnMut(&mut Locked<'_, 'h, A, M>, IpaRange, usize, usize) -> Result<(), (Ipa, E)>,
+        wanted: impl Fn(&Table<'_>) -> bool,
+        concerned: impl Fn(&Visit<'_>) -> bool,
+        mut change: impl FnMut(&mut Locked<'_, 'h, A, M>, &Visit<'_>) -> Result<(), (Ipa, E)>,
     ) -> Result<(), (Ipa, E)> {
         let looking = self.read_only(reader);
         let walk = self.read_write(reader);
         let corrupt = |corrupt: Corrupt| (corrupt.ipa, E::from(corrupt));
         let mut rest = Some(range);
         while let Some(left) = rest {
-            // A hole is skipped at the level it begins at; then the lock is taken on what was found, or deeper.
+            // A hole is skipped at the level it begins at; then the lock is taken on what was found.
             let mut result = Ok(());
             let mut resume = None;
-            looking
-                .visit(left, |visit| {
-                    if !wanted(&visit) {
-                        return true;
+            let each = |visit: Visit<'_>| {
+                if !concerned(&visit) {
+                    return true;
+                }
+                let level = visit.table.level;
+                let locked = match walk.lock_shown(&visit) {
+                    Some(locked) => Ok(locked),
+                    None => walk.lock(visit.range.start(), level),
+                };
+                result = match locked {
+                    Err(found) => Err(corrupt(found)),
+                    Ok(mut locked) if locked.level() == level && !locked.has_tables(visit.first, visit.count) => {
+                        change(&mut locked, &visit)
                     }
-                    result = match walk.lock(visit.range.start(), visit.table.level) {
-                        Err(found) => Err(corrupt(found)),
-                        Ok(mut locked) if locked.level() == visit.table.level => {
-                            let below = locked.level() < Level::LEAF
-                                && locked.read(locked.index).next_table(locked.level()).is_some();
-                            if below {
-                                // A table was linked here since: look again.
-                                resume = Some(visit.range.start());
-                                return false;
-                            }
-                            change(&mut locked, visit.range, visit.first, visit.count)
-                        }
-                        Ok(_) => {
-                            // The table was detached since: look again.
-                            resume = Some(visit.range.start());
-                            return false;
-                        }
-                    };
-                    result.is_ok()
-                })
-                .map_err(corrupt)?;
+                    Ok(_) => {
+                        // The table was detached since, or another linked in it: look again.
+                        resume = Some(visit.range.start());
+                        return false;
+                    }
+                };
+                result.is_ok()
+            };
+            looking.visit(left, &wanted, each).map_err(corrupt)?;
             result?;
             reader.count().revalidation_retries(u64::from(resume.is_some()));
             rest = resume.and_then(|at| left.starting_at(at));

@@ -42,10 +42,10 @@ pub(crate) fn load_owned(word: &Word) -> u64 {
     word.load_owned()
 }
 
-/// The same of a flag. To loom it is a read-modify-write of nothing, so that it does not hide another thread's load.
+/// The same of a set of bits. To loom it is a read-modify-write of nothing, so that it does not hide another thread's load.
 #[inline(always)]
-pub(crate) fn load_owned_flag(flag: &AtomicBool) -> bool {
-    if cfg!(loom) { flag.fetch_or(false, Ordering::Relaxed) } else { flag.load(Ordering::Relaxed) }
+pub(crate) fn load_owned_bits(bits: &AtomicU64) -> u64 {
+    if cfg!(loom) { bits.fetch_or(0, Ordering::Relaxed) } else { bits.load(Ordering::Relaxed) }
 }
 
 /// Declares a constructor that is `const` except under loom, whose atomics cannot be made at compile time.

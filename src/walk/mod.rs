@@ -13,10 +13,12 @@
 //! section is freed before its end.
 
 mod join;
+mod leaves;
 mod ro;
 mod rw;
 mod tree;
 
+pub(crate) use leaves::{Cleaned, Cleaning, Reserved};
 pub(crate) use ro::{ReadOnly, Visit};
 pub(crate) use rw::{Kept, Locked, ReadWrite, UnlinkedTable};
 pub(crate) use tree::{Table, Tree};

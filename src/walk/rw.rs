@@ -14,13 +14,13 @@
 //!
 //! To compare the *leaf* with an old value would prove nothing: a detached table is all none.
 
-use super::{Position, Table, Tree, descend};
+use super::{Position, Table, Tree, Visit, descend};
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
 use crate::descriptor::{Descriptor, Kind, Marker, needs_break};
 use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
-use crate::memory::{Guarded, OwnTables, Place, SpareTable, TableMemory, TableState};
+use crate::memory::{Groups, Guarded, OwnTables, Place, SpareTable, Stripped, TableMemory, TableState};
 use crate::quiescence::Reader;
 use crate::sync::{MutexGuard, Ordering, load_owned};
 use crate::tlb::Flushed;
@@ -38,8 +38,8 @@ pub(crate) struct ReadWrite<'r, 'h, A: Arch, M: TableMemory> {
 /// A table, locked and revalidated: the right to store to it.
 pub(crate) struct Locked<'r, 'h, A: Arch, M: TableMemory> {
     pub(super) tree: &'r Tree<'h, A, M>,
-    table: Table<'r>,
-    guarded: MutexGuard<'r, Guarded>,
+    pub(super) table: Table<'r>,
+    pub(super) guarded: MutexGuard<'r, Guarded>,
     /// The entry the walk was for.
     pub(crate) index: usize,
 }
@@ -80,6 +80,20 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
             self.section.count().revalidation_retries(1);
         }
         self.couple(ipa, stop)
+    }
+
+    /// Locks the table that a read-only walk of this read section has shown; `None` if it is not there any more.
+    #[inline(always)]
+    pub(crate) fn lock_shown(&self, visit: &Visit<'r>) -> Option<Locked<'r, 'h, A, M>> {
+        let guarded = visit.table.page.meta.lock();
+        let is_there = visit.parent.is_none_or(|parent| parent.is_unchanged());
+        if is_there && visit.table.is_at(self.tree, visit.range.start()) {
+            Some(Locked { tree: self.tree, table: visit.table, guarded, index: visit.first })
+        } else {
+            drop(guarded);
+            self.section.count().revalidation_retries(1);
+            None
+        }
     }
 
     /// Takes each lock before letting go of the one above: nothing on the path can be detached meanwhile.
@@ -149,6 +163,13 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         self.tree.kind(self.read(index), self.table.level)
     }
 
+    /// Whether any of the `count` entries from `first` on leads to a table.
+    #[inline(always)]
+    pub(crate) fn has_tables(&self, first: usize, count: usize) -> bool {
+        let level = self.level();
+        level < Level::LEAF && (first..first + count).any(|index| self.read(index).next_table(level).is_some())
+    }
+
     /// How many entries hold something.
     #[inline(always)]
     pub(crate) fn occupied(&self) -> u16 {
@@ -161,7 +182,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
     pub(crate) fn replace(&mut self, index: usize, new: Descriptor) -> Descriptor {
         let Some(entry) = self.table.page.entries.get(index) else { return Descriptor::NONE };
         if new.is_dirty() || new.has_dbm() {
-            self.table.page.meta.set_may_be_dirty();
+            self.table.page.meta.note_dirty(&mut self.guarded, Groups::of::<M::Granule>(index));
         }
         let old = if self.tree.hardware_writes {
             entry.swap(new.raw(), Ordering::AcqRel)
@@ -180,7 +201,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
     }
 
     /// Changes the valid leaf at `index` to what `change` makes of it, and returns what it was. Where the hardware may set
-    /// its dirty bit meanwhile, `change` is applied to what the entry really held when it was replaced.
+    /// its access flag or dirty bit meanwhile, `change` is applied to what the entry really held when it was replaced.
     #[inline(always)]
     pub(crate) fn replace_leaf(&mut self, index: usize, change: impl Fn(Descriptor) -> Descriptor) -> Descriptor {
         let Some(entry) = self.table.page.entries.get(index) else { return Descriptor::NONE };
@@ -189,9 +210,12 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
             let new = change(old);
             debug_assert!(!needs_break(old, new, self.table.level), "{old:?} to {new:?} without a break");
             if new.is_dirty() || new.has_dbm() {
-                self.table.page.meta.set_may_be_dirty();
+                self.table.page.meta.note_dirty(&mut self.guarded, Groups::of::<M::Granule>(index));
             }
-            if !self.tree.hardware_writes {
+            if old.has_dbm() && new.is_valid() && !new.has_dbm() {
+                self.guarded.stripped = Stripped::Cached;
+            }
+            if self.is_ours_alone(old.is_settled()) {
                 entry.store(new.raw(), Ordering::Release);
                 return old;
             }
@@ -203,13 +227,20 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         }
     }
 
+    /// Whether nobody else writes to leaves that are `settled`, or are not: while a TLB may have an entry with the DBM that was taken
+    /// from it, even the dirty state of those is the hardware's.
+    #[inline(always)]
+    pub(super) fn is_ours_alone(&self, settled: bool) -> bool {
+        !self.tree.hardware_writes || (settled && self.guarded.stripped == Stripped::No)
+    }
+
     /// Links `spare` as the table for `ipa` at `index`, which holds nothing. Publishing it takes a DSB ISHST after
     /// unlocking.
     pub(crate) fn link(&mut self, index: usize, ipa: Ipa, spare: SpareTable<'_, M>) {
         let Some(level) = self.level().child() else { return };
         let pa = spare.table();
         let Some(page) = self.tree.mmu.memory.page(pa) else { return };
-        page.meta.adopt(self.tree.id, Place { base: M::Granule::table_base(ipa, level), level }, 0);
+        page.meta.adopt(self.tree.id, Place { base: M::Granule::table_base(ipa, level), level }, 0, Groups::NONE);
         self.replace(index, Descriptor::table(spare.into_linked()));
     }
 
@@ -225,10 +256,8 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
             entry.store(part.raw(), Ordering::Relaxed);
         }
         let place = Place { base: M::Granule::table_base(ipa, child), level: child };
-        page.meta.adopt(self.tree.id, place, M::Granule::ENTRIES as u16);
-        if whole.is_dirty() || whole.has_dbm() {
-            page.meta.set_may_be_dirty();
-        }
+        let dirty = if whole.is_dirty() || whole.has_dbm() { Groups::ALL } else { Groups::NONE };
+        page.meta.adopt(self.tree.id, place, M::Granule::ENTRIES as u16, dirty);
         let table = Descriptor::table(spare.into_linked());
         self.replace(index, if self.is_frozen_root() { table.into_marker(Marker::Frozen) } else { table });
     }

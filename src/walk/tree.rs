@@ -3,10 +3,10 @@
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Stage2Registers};
 use crate::changes::Changes;
-use crate::descriptor::{Descriptor, Format, Kind};
+use crate::descriptor::{Descriptor, Format, Kind, LeafForm};
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::{Geometry, granule::Granule};
-use crate::memory::{OwnTables, Place, TableMemory, TableMeta, TablePage, TreeId};
+use crate::memory::{Groups, OwnTables, Place, TableMemory, TableMeta, TablePage, TreeId};
 use crate::mmu::Mmu;
 use crate::quiescence::Reader;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
@@ -58,9 +58,9 @@ impl Table<'_> {
 }
 
 impl<'r> Table<'r> {
-    /// Whether an entry may be dirty: see [`TableMeta`].
+    /// Where an entry may be dirty: see [`TableMeta`].
     #[inline(always)]
-    pub(crate) fn may_be_dirty(&self) -> bool {
+    pub(crate) fn may_be_dirty(&self) -> Groups {
         self.page.meta.may_be_dirty()
     }
 
@@ -112,6 +112,12 @@ impl<'h, A: Arch, M: TableMemory> Tree<'h, A, M> {
             Kind::Page(pa) | Kind::Block(pa) if !self.is_frame(pa, level) => Kind::Reserved,
             kind => kind,
         }
+    }
+
+    /// What [`Self::kind`] takes for a leaf at `level`.
+    #[inline(always)]
+    pub(crate) fn leaf_form(&self, level: Level) -> LeafForm {
+        LeafForm::new::<M::Granule>(level, self.geometry.pa_size())
     }
 
     #[inline(always)]

@@ -373,7 +373,7 @@ fn new_content_is_a_write_even_where_the_guest_cannot() {
 }
 
 #[test]
-fn the_entries_of_a_table_that_is_clean_are_not_looked_at_and_a_store_makes_them_be_again() {
+fn the_entries_of_a_group_that_is_clean_are_not_looked_at_and_a_store_makes_them_be_again() {
     let (guest, reader) = logged_at(0);
     let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
     // What nobody but this test does: an entry is dirtied behind the back of its table.
@@ -382,9 +382,11 @@ fn the_entries_of_a_table_that_is_clean_are_not_looked_at_and_a_store_makes_them
     const DIRTY: u64 = 1 << 7;
     entry.fetch_or(DIRTY, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(scan(&mut log, &reader, 0, BYTES).0, [], "the table is known to be clean");
-    store(&guest, &reader, 20 * PAGE);
-    assert_eq!(scan(&mut log, &reader, 0, BYTES).0, [9, 20], "it is not any more");
-    assert_eq!(harvest(&mut log, &reader, 0, BYTES), [9, 20]);
+    store(&guest, &reader, 16 * PAGE);
+    assert_eq!(scan(&mut log, &reader, 0, BYTES).0, [16], "it is not any more, but the entry's group is");
+    store(&guest, &reader, 12 * PAGE);
+    assert_eq!(scan(&mut log, &reader, 0, BYTES).0, [9, 12, 16], "nor that");
+    assert_eq!(harvest(&mut log, &reader, 0, BYTES), [9, 12, 16]);
     entry.fetch_or(DIRTY, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(scan(&mut log, &reader, 0, BYTES).0, [], "and is again");
     entry.fetch_and(!DIRTY, std::sync::atomic::Ordering::Relaxed);

@@ -8,7 +8,7 @@ use stage2::addr::{Ipa, Level, Pa};
 use stage2::arch::{Dsb, Scope, Tlbi, ttl};
 use stage2::cpu::CpuIndex;
 use stage2::descriptor::{Attributes, Descriptor, Permissions, needs_break};
-use stage2::dirty::{Content, DirtyBitmap, Initial, Word};
+use stage2::dirty::{Content, DirtyBitmap, Initial, Tracking, Word};
 use stage2::error::ArgumentError;
 use stage2::fault::inject::GuestRegisters;
 use stage2::fault::{FaultError, Outcome, Syndrome};
@@ -216,7 +216,7 @@ fn write_permission_is_taken_also_where_the_hardware_has_just_set_a_bit_and_that
     let (mut wrong, mut both) = (None, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| hardware.go_on(&entries, &stored));
-        let mut log = guest.start_logging(&reader, Initial::Clean).unwrap();
+        let mut log = guest.start_logging_with(&reader, Initial::Clean, Tracking::Hardware).unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         while wrong.is_none() && both < ROUNDS && Instant::now() < until {
             // Writable and clean, all of them, and not stored to.
