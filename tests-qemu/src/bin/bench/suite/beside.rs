@@ -10,7 +10,7 @@ use spin::Mutex;
 use stage2::{
     Reader,
     arch::Aarch64,
-    dirty::DirtyLog,
+    dirty::{DirtyLog, Initial, Tracking},
     fault::{Outcome, Syndrome},
     geometry::Features,
     stage2::Loaded,
@@ -31,7 +31,7 @@ use super::{
     lab::{BLOCK_BYTES, GuestMemory, LabMmu, LabStage2, Memory, RAM, RAM_BYTES, SLOTS, range, tear_down},
     meter::Meter,
     report::Cost,
-    tracking::Mode,
+    tracking,
     turns::Turns,
 };
 
@@ -51,11 +51,11 @@ pub(crate) fn measure() -> Result<(), String> {
     // SAFETY: called this once; each CPU claims the reader that is its own.
     let mmu = unsafe { machine::mmu(Turns::new(tables), features, &SLOTS) };
     let bench = Bench { mmu: &mmu, features: &features, memory: &guest };
-    for mode in Mode::all(&features).filter(|mode| Faults::of(*mode).count() != 0) {
+    for mode in tracking::modes(&features).filter(|mode| Faults::of(*mode).count() != 0) {
         for (name, beside) in [("fault_alone", false), ("fault_beside_scan", true)] {
             let runs = (0..TRIES).map(|_| bench.run(mode, beside)).find_map(Result::transpose);
             let instructions = runs.or_say("each fault waits for the scan, or QEMU has ended turns in every run")??;
-            Cost::new(name, mode.name(), "fault", Faults::of(mode).count(), instructions).emit()?;
+            Cost::new(name, tracking::name(mode), "fault", Faults::of(mode).count(), instructions).emit()?;
         }
     }
     Ok(())
@@ -77,10 +77,12 @@ struct Faults {
 
 impl Faults {
     /// Few tables, so that it is one that is being scanned as often as may be; and so many faults that the two meet.
-    const fn of(mode: Mode) -> Self {
+    const fn of(mode: Tracking) -> Self {
         match mode {
-            Mode::WriteProtect => Self { tables: 4, each: 64 },
-            Mode::Hardware => Self { tables: 0, each: 0 },
+            Tracking::WriteProtect => Self { tables: 4, each: 64 },
+            // The first store to a table arms all of it.
+            Tracking::Adaptive => Self { tables: 32, each: 1 },
+            Tracking::Hardware => Self { tables: 0, each: 0 },
         }
     }
 
@@ -104,14 +106,14 @@ struct Scan {
 
 impl<'h> Bench<'_, 'h> {
     /// What the faults cost in a new tree that is logged; `None` if they were disturbed.
-    fn run(&self, mode: Mode, beside: bool) -> Result<Option<u64>, String> {
+    fn run(&self, mode: Tracking, beside: bool) -> Result<Option<u64>, String> {
         let faults = Faults::of(mode);
         let bytes = faults.tables * BLOCK_BYTES;
-        let tree = self.memory.tree(self.mmu, self.features, mode.options(), bytes)?;
+        let tree = self.memory.tree(self.mmu, self.features, tracking::options(mode), bytes)?;
         let log = {
             let reader = self.mmu.reader(machine::index(CpuIndex::BOOT)).or_say("reader")?;
             self.memory.map_pages(&tree, &reader, bytes)?;
-            Mutex::new(mode.start(&tree, &reader)?)
+            Mutex::new(tree.start_logging_with(&reader, Initial::Clean, mode).or_say("start")?)
         };
         let scan = Scan::default();
         let results = Mutex::new((Err("there were no faults".into()), Ok(())));
