@@ -195,8 +195,9 @@ impl<'h> Bench<'_, 'h> {
     ) -> Result<(), String> {
         let reader = self.mmu.reader(machine::index(cpu)).or_say("reader")?;
         let all = range(RAM, bytes)?;
+        let mut bitmap = [0; MOST_WORDS];
         while !scan.is_over.load(Ordering::Acquire) {
-            log.scan(&reader, all, &mut [0; MOST_WORDS]).or_say("scan")?;
+            log.scan(&reader, all, &mut bitmap).or_say("scan")?;
             scan.is_begun.store(true, Ordering::Release);
         }
         Ok(())
