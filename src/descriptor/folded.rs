@@ -22,16 +22,16 @@ impl Folded {
         Self { all: self.all & entry.0, any: self.any | entry.0 }
     }
 
+    /// And of these, too.
+    #[inline(always)]
+    pub(crate) const fn with(self, others: Self) -> Self {
+        Self { all: self.all & others.all, any: self.any | others.any }
+    }
+
     /// Whether any is dirty.
     #[inline(always)]
     pub(crate) const fn is_any_dirty(self) -> bool {
         self.any & (S2AP_WRITE | SOFT_DIRTY) != 0
-    }
-
-    /// Whether all have the bit that says written.
-    #[inline(always)]
-    pub(crate) const fn are_all_written(self) -> bool {
-        self.all & S2AP_WRITE != 0
     }
 
     /// Whether any has, or had before it became a marker, a dirty state that the hardware updates.
@@ -40,10 +40,44 @@ impl Folded {
         self.any & DBM != 0
     }
 
-    /// Whether the hardware has nothing to write to any of them: see [`Descriptor::is_settled`].
+    /// The block that these leaves make, the first of which is `first`: accessed if any is, and dirty if any is. The hardware does not
+    /// note stores to it. `None` if the write permission of one was taken for now: a block could not tell.
+    pub(crate) const fn whole(self, first: Descriptor) -> Option<Descriptor> {
+        if first.is_writable() && self.any & SOFT_DIRTY != 0 {
+            return None;
+        }
+        Some(Descriptor(first.0 & !(TABLE_OR_PAGE | DBM) | self.any & (AF | S2AP_WRITE | SOFT_DIRTY)))
+    }
+}
+
+/// Leaves that follow on one another, in what they map and how.
+pub(crate) struct Run {
+    /// What the next one has to be, but for its state.
+    next: u64,
+    step: u64,
+    differs: u64,
+}
+
+impl Run {
+    /// What may differ: the access flag, and all that has to do with dirty state.
+    const STATE: u64 = AF | S2AP_WRITE | SOFT_DIRTY | DBM;
+
+    /// The run that `first` begins, from its `nth` leaf on, each of `1 << shift` bytes.
     #[inline(always)]
-    pub(crate) const fn are_all_settled(self) -> bool {
-        self.all & AF != 0 && (self.any & DBM == 0 || self.all & S2AP_WRITE != 0)
+    pub(crate) const fn from(first: Descriptor, shift: u32, nth: usize) -> Self {
+        Self { next: first.0.wrapping_add((nth as u64) << shift), step: 1 << shift, differs: 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn add(&mut self, leaf: Descriptor) {
+        self.differs |= leaf.0 ^ self.next;
+        self.next = self.next.wrapping_add(self.step);
+    }
+
+    /// Whether all that were added follow on.
+    #[inline(always)]
+    pub(crate) const fn is_unbroken(&self) -> bool {
+        self.differs & !Self::STATE == 0
     }
 }
 
@@ -65,6 +99,25 @@ impl LeafForm {
             // There are none.
             _ => Self { set: VALID, clear: VALID },
         }
+    }
+
+    /// Those of them that were written.
+    #[inline(always)]
+    pub(crate) const fn written(self) -> Self {
+        Self { set: self.set | S2AP_WRITE, ..self }
+    }
+
+    /// Those of them that are clean.
+    #[inline(always)]
+    pub(crate) const fn clean(self) -> Self {
+        Self { clear: self.clear | S2AP_WRITE | SOFT_DIRTY, ..self }
+    }
+
+    /// Those of them, written or clean, to which the hardware has nothing to write: see [`Descriptor::is_settled`].
+    #[inline(always)]
+    pub(crate) const fn settled(self) -> Self {
+        let dbm = if self.set & S2AP_WRITE == 0 { DBM } else { 0 };
+        Self { set: self.set | AF, clear: self.clear | dbm }
     }
 
     /// Whether `folded` is of such leaves alone.
@@ -126,15 +179,48 @@ mod tests {
     }
 
     #[test]
-    fn a_fold_says_of_all_what_holds_of_each_and_of_any_what_holds_of_one() {
+    fn a_fold_says_of_any_what_holds_of_one() {
         let (clean, dirty) = (leaf(Level::L3, 0, false), leaf(Level::L3, 0x1000, true));
         let both = Folded::NONE.and(clean).and(dirty);
-        assert!(both.is_any_dirty() && !both.are_all_written() && both.has_any_dbm());
-        assert!(!both.are_all_settled(), "the hardware may make the first one dirty");
-        assert!(Folded::NONE.and(dirty).and(dirty).are_all_settled());
-        assert!(!Folded::NONE.and(dirty.with_old()).and(dirty).are_all_settled());
-        assert!(Folded::NONE.and(clean.without_dbm()).are_all_settled());
+        assert!(both.is_any_dirty() && both.has_any_dbm());
         assert!(!Folded::NONE.and(clean).is_any_dirty());
+        assert!(!Folded::NONE.and(clean.without_dbm()).has_any_dbm());
         assert!(Folded::NONE.and(dirty.with_write_protection()).is_any_dirty());
+    }
+
+    #[test]
+    fn leaves_of_one_state_are_told_from_others_and_from_those_the_hardware_writes_to() {
+        let (clean, dirty) = (leaf(Level::L3, 0, false), leaf(Level::L3, 0x1000, true));
+        let form = LeafForm::new::<Granule4K>(Level::L3, PA_SIZE);
+        let both = Folded::NONE.and(clean).and(dirty);
+        assert!(form.is_of_all(both) && !form.written().is_of_all(both) && !form.clean().is_of_all(both));
+        assert!(form.written().is_of(dirty) && form.clean().is_of(clean));
+        assert!(!form.clean().is_of(dirty.with_write_protection()), "dirty without the permission");
+        for leaf in [clean, dirty, clean.without_dbm(), dirty.with_old(), clean.with_old()] {
+            let form = if leaf.is_dirty() { form.written() } else { form.clean() };
+            assert_eq!(form.settled().is_of(leaf), leaf.is_settled(), "{leaf:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_unbroken_whatever_was_accessed_or_written_in_it() {
+        let first = leaf(Level::L3, 0x20_0000, false);
+        let unbroken = |second: Descriptor| {
+            let mut run = Run::from(first, 12, 0);
+            run.add(first);
+            run.add(second);
+            run.is_unbroken()
+        };
+        let second = leaf(Level::L3, 0x20_1000, false);
+        for second in [second, second.with_dirty(), second.with_old(), second.without_dbm()] {
+            assert!(unbroken(second));
+        }
+        let read_only =
+            Format::default().leaf(Level::L3, Pa::new(0x20_1000), Attributes::normal(Permissions::R), false);
+        for other in
+            [leaf(Level::L3, 0x20_2000, false), Descriptor::NONE, read_only, second.into_marker(Marker::Breaking)]
+        {
+            assert!(!unbroken(other));
+        }
     }
 }

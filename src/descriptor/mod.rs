@@ -33,7 +33,7 @@ mod folded;
 
 pub use attributes::{Attributes, Format, MemoryType, Permissions, S2Ap, Shareability, Xn};
 pub use bbm::needs_break;
-pub(crate) use folded::{Folded, LeafForm};
+pub(crate) use folded::{Folded, LeafForm, Run};
 
 use core::fmt;
 
@@ -235,36 +235,6 @@ impl Descriptor {
     pub const fn part(self, child: Level, offset: u64) -> Self {
         let page = if matches!(child, Level::L3) { TABLE_OR_PAGE } else { 0 };
         Self((self.0 | page).wrapping_add(offset))
-    }
-
-    /// Of the first of a table's leaves, the block that all of them make.
-    #[inline(always)]
-    pub const fn whole(self) -> Self {
-        Self(self.0 & !TABLE_OR_PAGE)
-    }
-
-    /// The block `self`, accessed if `leaf`, a part of it, is, and dirty if that is.
-    #[inline(always)]
-    pub const fn joined_with(self, leaf: Self) -> Self {
-        let joined = Self(self.0 | leaf.0 & AF);
-        match (leaf.is_dirty(), self.is_writable()) {
-            (false, _) => joined,
-            (true, true) => joined.with_dirty(),
-            (true, false) => Self(joined.0 | SOFT_DIRTY),
-        }
-    }
-
-    /// Whether a store faults though the page is writable and dirty: the permission was taken for now.
-    #[inline(always)]
-    pub const fn is_write_protected(self) -> bool {
-        self.is_writable() && self.0 & SOFT_DIRTY != 0
-    }
-
-    /// Whether `next` is the leaf `offset` further on in the same block, but for access flag and dirty state.
-    #[inline(always)]
-    pub const fn continues_as(self, next: Self, offset: u64) -> bool {
-        const STATE: u64 = AF | S2AP_WRITE | SOFT_DIRTY;
-        next.is_valid() && !next.is_write_protected() && self.0.wrapping_add(offset) & !STATE == next.0 & !STATE
     }
 
     /// Whether the page was written since it was last cleaned. True of markers too.

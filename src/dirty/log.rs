@@ -166,6 +166,11 @@ impl<'h> LogState<'h> {
         }
     }
 
+    /// Whether any bit was set that the last scan has read. To leave one that was set since is right: it is the next harvest's.
+    pub(crate) fn is_noted(&self) -> bool {
+        self.noted.load(Ordering::Relaxed) != 0
+    }
+
     /// Clears the bits of the pages from `at` on that have a bit in `bits`, before they are copied. Acquire: what was stored before
     /// a bit was set is copied.
     pub(crate) fn clear(&self, at: Ipa, bits: u64, page_shift: u32) {
@@ -183,8 +188,11 @@ impl<'h> LogState<'h> {
     /// would hide that bit from [`Self::clear`], and with it the store.
     pub(crate) fn fill(&self, dirty: bool) {
         if let Some(bitmap) = &self.bitmap {
+            let value = if dirty { u64::MAX } else { 0 };
             for word in bitmap.words {
-                word.swap(if dirty { u64::MAX } else { 0 }, Ordering::Acquire);
+                if word.load(Ordering::Relaxed) != value {
+                    word.swap(value, Ordering::Acquire);
+                }
             }
             if dirty {
                 self.noted.fetch_or(u64::MAX, Ordering::Release);

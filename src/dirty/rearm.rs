@@ -6,10 +6,12 @@
 
 use core::fmt;
 
+use arrayvec::ArrayVec;
+
 use super::log::bits_of_word;
 use super::scan::check_bitmap;
 use super::{DirtyLog, Tracking};
-use crate::addr::{Ipa, IpaRange, Level};
+use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;
 use crate::error::{ArgumentError, Corrupt};
 use crate::geometry::granule::Granule;
@@ -17,10 +19,10 @@ use crate::memory::TableMemory;
 use crate::quiescence::Reader;
 use crate::stage2::covers;
 use crate::tlb::Gather;
-use crate::walk::{Cleaned, Locked, Reserved, Table, Visit};
+use crate::walk::{Cleaned, Locked, Reserved, Table, Visit, publish_clean};
 
 /// Leaf tables' worth of address space cleaned before a flush.
-const CHUNK_TABLES: u64 = 64;
+const CHUNK_TABLES: usize = 64;
 
 /// Why a bitmap was not rearmed, or not all of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,7 +85,8 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         let mut cleaned = 0;
         let mut rest = Some(range);
         while let Some(left) = rest {
-            let bytes = (M::Granule::entry_size(Level::LEAF) * M::Granule::ENTRIES as u64).saturating_mul(CHUNK_TABLES);
+            let bytes =
+                (M::Granule::entry_size(Level::LEAF) * M::Granule::ENTRIES as u64).saturating_mul(CHUNK_TABLES as u64);
             let last = left.start().raw().saturating_add(bytes - 1).min(left.last().raw());
             let chunk = IpaRange::inclusive(left.start(), Ipa::new(last)).unwrap_or(left);
             let has_idle = idle.is_some_and(|idle| idle.intersection(chunk).is_some());
@@ -108,12 +111,17 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         has_idle: bool,
     ) -> Result<u64, Corrupt> {
         let stage2 = self.stage2;
-        harvest.for_each_word(chunk, |at, bits| stage2.log.clear(at, bits, M::Granule::PAGE_SHIFT));
+        if stage2.log.is_noted() {
+            harvest.for_each_word(chunk, |at, bits| stage2.log.clear(at, bits, M::Granule::PAGE_SHIFT));
+        }
         let mut gather = Gather::new(&stage2.tree, reader);
         let (mut cleaned, mut stripped) = (0, false);
+        let mut tables: ArrayVec<Pa, CHUNK_TABLES> = ArrayVec::new_const();
         let may_be_dirty = |table: &Table<'_>| !table.may_be_dirty().is_empty();
         let concerned = |visit: &Visit<'_>| has_idle || harvest.any(visit.range);
         let result = stage2.for_each_locked_if(reader, chunk, may_be_dirty, concerned, |locked, visit| {
+            // More there are not, of a chunk's leaf tables; blocks' are published by another harvest at the latest.
+            let _ = tables.try_push(visit.table.pa);
             if has_idle && !harvest.any(visit.range) {
                 if visit.is_all_of_table::<M::Granule>() && locked.disarm() {
                     stripped = true;
@@ -128,14 +136,10 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         });
         // Also if the tree turned out corrupt: what was cleaned is flushed.
         let flushed = if stripped { gather.flush_with_others() } else { gather.flush() };
-        result.map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
-        stage2
-            .for_each_locked_if(reader, chunk, may_be_dirty, concerned, |locked, _| {
-                locked.publish_clean(&flushed);
-                Ok(())
-            })
-            .map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
-        Ok(cleaned)
+        for table in tables {
+            publish_clean(&stage2.tree, reader, table, &flushed);
+        }
+        result.map(|()| cleaned).map_err(|(_, corrupt): (_, Corrupt)| corrupt)
     }
 }
 
@@ -155,12 +159,11 @@ fn clean_table<A: Arch, M: TableMemory>(
     let cleaned = if level == Level::LEAF {
         // The bit of the table's first page: before the harvest's first, perhaps.
         let first = (base.raw() >> shift).wrapping_sub(harvest.start.raw() >> shift);
-        locked.clean_leaves(groups, tracking.at_rearm(), |index| {
-            harvest.bits_at(first.wrapping_add(index as u64)) & visit.within::<M::Granule>(index)
-        })
+        locked
+            .clean_leaves(visit, groups, tracking.at_rearm(), |index| harvest.bits_at(first.wrapping_add(index as u64)))
     } else {
-        locked.clean_leaves(groups, tracking.at_rearm(), |index| {
-            let blocks = (0..64u64).filter(|nth| visit.within::<M::Granule>(index) >> nth & 1 == 1);
+        locked.clean_leaves(visit, groups, tracking.at_rearm(), |index| {
+            let blocks = (0..64u64).filter(|nth| visit.shown::<M::Granule>(index) >> nth & 1 == 1);
             let whole = blocks.filter(|nth| {
                 let ipa = base.offset((index as u64 + nth) << shift);
                 covers::<M::Granule>(visit.range, ipa, level) && harvest.all(ipa, M::Granule::entry_last(ipa, level))
@@ -174,8 +177,9 @@ fn clean_table<A: Arch, M: TableMemory>(
         (ipa_of(index), Corrupt { ipa: ipa_of(index), level })
     })?;
     // From the first to the last that was changed: a few pages of a table are a few TLBIs.
-    if let Some((first, last)) = cleaned.span
-        && let Some(span) = IpaRange::inclusive(ipa_of(first), M::Granule::entry_last(ipa_of(last), level))
+    if cleaned.end != 0
+        && let Some(last) = ipa_of(cleaned.end).raw().checked_sub(1)
+        && let Some(span) = IpaRange::inclusive(ipa_of(cleaned.first), Ipa::new(last))
     {
         gather.leaves(span, level);
     }

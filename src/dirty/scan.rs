@@ -59,14 +59,14 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         check_bitmap::<M::Granule>(range, bitmap.len()).map_err(|needed| ScanError::BitmapTooShort { needed })?;
         self.stage2.check(reader, range).map_err(ScanError::Argument)?;
         self.stage2.check_logged(range).map_err(ScanError::Argument)?;
-        let mut pages = Pages { first: range.start().raw() >> M::Granule::PAGE_SHIFT, ..Pages::new(bitmap) };
+        let mut pages = Pages::new::<M::Granule>(range, bitmap);
         let scanned = self.scan_tables(reader, range, &mut pages).map_err(ScanError::Corrupt);
         // Entries first, the side log then: whoever removes a dirty entry writes the log before.
         fence(Ordering::Acquire);
-        self.stage2
-            .log
-            .for_each(range, M::Granule::PAGE_SHIFT, |ipa, bits| pages.add(ipa.raw() >> M::Granule::PAGE_SHIFT, bits));
-        pages.finish();
+        self.stage2.log.for_each(range, M::Granule::PAGE_SHIFT, |ipa, bits| {
+            let at = pages.page(ipa.raw() >> M::Granule::PAGE_SHIFT);
+            pages.add(at, bits);
+        });
         self.progress.found += pages.found;
         scanned.map(|()| pages.found)
     }
@@ -86,10 +86,18 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
             let level = visit.table.level;
             scanned += 1;
             let mut is_idle = true;
-            let found = visit.for_each_dirty(tree, |index, bits| {
-                is_idle = false;
-                note::<M::Granule>(&visit, index, bits, range, pages);
-            });
+            let found = if level == Level::LEAF {
+                let first = pages.page(visit.ipa_of::<M::Granule>(0).raw() >> M::Granule::PAGE_SHIFT);
+                visit.for_each_dirty(tree, |index, bits| {
+                    is_idle = false;
+                    pages.add(first.wrapping_add(index as u64), bits);
+                })
+            } else {
+                visit.for_each_dirty(tree, |index, bits| {
+                    is_idle = false;
+                    note_blocks::<M::Granule>(&visit, index, bits, range, pages);
+                })
+            };
             if is_idle {
                 idle = IpaRange::inclusive(idle.map_or(visit.range.start(), |idle| idle.start()), visit.range.last());
             }
@@ -103,80 +111,76 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
     }
 }
 
-/// The pages of the leaves that have a bit in `bits`, from that at `index` on.
-#[inline(always)]
-fn note<G: Granule>(visit: &Visit<'_>, index: usize, bits: u64, range: IpaRange, pages: &mut Pages<'_>) {
+/// Adds the pages of the blocks that have a bit in `bits`, from that at `index` on.
+fn note_blocks<G: Granule>(visit: &Visit<'_>, index: usize, bits: u64, range: IpaRange, pages: &mut Pages<'_>) {
     let level = visit.table.level;
     let first = visit.ipa_of::<G>(index);
-    if level == Level::LEAF {
-        pages.add(first.raw() >> G::PAGE_SHIFT, bits);
-        return;
-    }
     for nth in (0..64).filter(|nth| bits >> nth & 1 == 1) {
         let block = first.offset(nth << G::shift(level));
-        if let Some(part) =
-            IpaRange::inclusive(block, G::entry_last(block, level)).and_then(|block| block.intersection(range))
-        {
+        let part = IpaRange::inclusive(block, G::entry_last(block, level)).and_then(|block| block.intersection(range));
+        if let Some(part) = part {
             pages.add_run(part.start().raw() >> G::PAGE_SHIFT, part.bytes() >> G::PAGE_SHIFT);
         }
     }
 }
 
-/// The caller's bitmap, in which bits are set a word at a time.
+/// The caller's bitmap.
 struct Pages<'b> {
     bitmap: &'b mut [u64],
     /// The page of the first bit.
     first: u64,
-    /// The word that is being put together, and its number.
-    word: u64,
-    index: u64,
     /// Bits that were set and had not been.
     found: u64,
 }
 
 impl<'b> Pages<'b> {
-    fn new(bitmap: &'b mut [u64]) -> Self {
-        Self { bitmap, first: 0, word: 0, index: 0, found: 0 }
+    fn new<G: Granule>(range: IpaRange, bitmap: &'b mut [u64]) -> Self {
+        Self { bitmap, first: range.start().raw() >> G::PAGE_SHIFT, found: 0 }
     }
 
-    /// Adds the pages from `page` on that have a bit in `bits`. Those before the first page have none: they are shifted out.
+    /// The place of `page` in the bitmap; negative if it is before the first.
     #[inline(always)]
-    fn add(&mut self, page: u64, bits: u64) {
-        let (at, bits) = match page.checked_sub(self.first) {
-            Some(at) => (at, bits),
-            None => (0, bits.checked_shr((self.first - page) as u32).unwrap_or(0)),
-        };
-        let (index, shift) = (at / 64, at % 64);
-        if index != self.index {
-            self.finish();
-            self.index = index;
+    fn page(&self, page: u64) -> u64 {
+        page.wrapping_sub(self.first)
+    }
+
+    /// Sets the bits of the pages that have one in `bits`, from place `at` on. Those before the first have none.
+    #[inline(always)]
+    fn add(&mut self, at: u64, bits: u64) {
+        let (index, shift) = ((at.cast_signed() >> 6) as usize, at % 64);
+        self.set(index, bits << shift);
+        if shift != 0 {
+            self.set(index.wrapping_add(1), bits >> (64 - shift));
         }
-        self.word |= bits << shift;
-        if shift != 0 && bits >> (64 - shift) != 0 {
-            self.finish();
-            self.index = index + 1;
-            self.word = bits >> (64 - shift);
+    }
+
+    #[inline(always)]
+    fn set(&mut self, index: usize, bits: u64) {
+        if let Some(word) = self.bitmap.get_mut(index) {
+            let new = bits & !*word;
+            *word |= bits;
+            self.found += count(new);
         }
     }
 
     fn add_run(&mut self, page: u64, count: u64) {
-        let (mut page, mut count) = (page, count);
+        let (mut at, mut count) = (self.page(page), count);
         while count >= 64 {
-            self.add(page, u64::MAX);
-            page += 64;
+            self.add(at, u64::MAX);
+            at += 64;
             count -= 64;
         }
-        self.add(page, (1 << count) - 1);
+        self.add(at, (1 << count) - 1);
     }
+}
 
-    fn finish(&mut self) {
-        if let Some(word) = self.bitmap.get_mut(self.index as usize)
-            && self.word & !*word != 0
-        {
-            self.found += u64::from((self.word & !*word).count_ones());
-            *word |= self.word;
-        }
-        self.word = 0;
+/// How many bits are set. Most often it is one or all: to count takes many instructions.
+#[inline(always)]
+fn count(bits: u64) -> u64 {
+    match bits {
+        u64::MAX => 64,
+        _ if bits & bits.wrapping_sub(1) == 0 => u64::from(bits != 0),
+        _ => u64::from(bits.count_ones()),
     }
 }
 

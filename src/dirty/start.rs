@@ -12,7 +12,7 @@ use crate::quiescence::Reader;
 use crate::stage2::Stage2;
 use crate::sync::{Ordering, fence};
 use crate::tlb::Gather;
-use crate::walk::{Reserved, Table};
+use crate::walk::{Locked, Reserved, Table, Visit, publish_clean};
 
 /// How a log begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,39 +115,25 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     fn clean_all(&self, reader: &Reader<'_>, logged: IpaRange, tracking: Tracking) -> Result<(), Corrupt> {
         let mut gather = Gather::new(&self.tree, reader);
-        let all = |_: &Table<'_>| true;
-        let cleaned = self.for_each_locked_if(
-            reader,
-            logged,
-            all,
-            |_| true,
-            |locked, visit| {
-                let (groups, level) = (visit.groups::<M::Granule>(), locked.level());
-                match locked.clean_leaves(groups, tracking.at_start(), |index| visit.within::<M::Granule>(index)) {
-                    Ok(_) => Ok(()),
-                    Err(Reserved(index)) => {
-                        let ipa = visit.ipa_of::<M::Granule>(index);
-                        Err((ipa, Corrupt { ipa, level }))
-                    }
-                }
-            },
-        );
+        let clean = |locked: &mut Locked<'_, 'h, A, M>, visit: &Visit<'_>| {
+            let (groups, level) = (visit.groups::<M::Granule>(), locked.level());
+            let cleaned = locked.clean_leaves(visit, groups, tracking.at_start(), |_| u64::MAX);
+            cleaned.map(drop).map_err(|Reserved(index)| {
+                let ipa = visit.ipa_of::<M::Granule>(index);
+                (ipa, Corrupt { ipa, level })
+            })
+        };
+        let cleaned = self.for_each_locked_if(reader, logged, |_| true, |_| true, clean);
         // Also if the tree turned out corrupt: what was cleaned is flushed.
         gather.everything();
         let flushed = gather.flush();
         cleaned.map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
         let may_be_dirty = |table: &Table<'_>| !table.may_be_dirty().is_empty();
-        self.for_each_locked_if(
-            reader,
-            logged,
-            may_be_dirty,
-            |_| true,
-            |locked, _| {
-                locked.publish_clean(&flushed);
-                Ok(())
-            },
-        )
-        .map_err(|(_, corrupt): (_, Corrupt)| corrupt)
+        let publish = |visit: Visit<'_>| {
+            publish_clean(&self.tree, reader, visit.table.pa, &flushed);
+            true
+        };
+        self.read_only(reader).visit(logged, may_be_dirty, publish).map(drop)
     }
 
     /// Notes that the hypervisor or a device has stored to `range` of the guest's memory: to be called after the store. Takes

@@ -16,6 +16,7 @@ use arrayvec::ArrayVec;
 use super::Stage2;
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
+use crate::descriptor::Run;
 use crate::error::{ChangeCause, Corrupt, RangeError, Stopped};
 use crate::geometry::granule::Granule;
 use crate::memory::{OwnTables, TableMemory};
@@ -144,7 +145,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 fn looks_whole<G: Granule>(table: &Table<'_>) -> bool {
     let level = table.level;
     let (first, last) = (table.read(0), table.read(G::ENTRIES - 1));
-    first.is_valid()
-        && first.next_table(level).is_none()
-        && first.continues_as(last, (G::ENTRIES as u64 - 1) << G::shift(level))
+    let mut run = Run::from(first, G::shift(level), G::ENTRIES - 1);
+    run.add(last);
+    first.is_valid() && first.next_table(level).is_none() && run.is_unbroken()
 }

@@ -3,11 +3,14 @@
 use super::rw::{Locked, UnlinkedTable};
 use crate::addr::Pa;
 use crate::arch::Arch;
-use crate::descriptor::{Descriptor, Kind, Marker};
+use crate::descriptor::{Descriptor, Folded, Marker, Run};
 use crate::geometry::granule::Granule;
 use crate::memory::{OwnTables, TableMemory, TableState};
-use crate::sync::load_owned;
+use crate::sync::{Word, load_owned};
 use crate::tlb::Flushed;
+
+/// Leaves between two looks whether the run is broken.
+const STEP: usize = 8;
 
 impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
     /// Breaks the entry at `index`, if it points to `child` and the leaves there make a block. Both locks are held; `child`
@@ -55,21 +58,27 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
     fn joined(&self, child: Pa) -> Option<Descriptor> {
         let level = self.level().child()?;
         let entries = self.tree.mmu.memory.page(child)?.entries;
-        let read =
-            |index: usize| entries.get(index).map_or(Descriptor::NONE, |entry| Descriptor::from_raw(load_owned(entry)));
-        let first = read(0);
-        if !matches!(first.kind(level), Kind::Page(pa) | Kind::Block(pa) if pa.is_aligned(M::Granule::shift(self.level())))
-        {
+        let read = |entry: &Word| Descriptor::from_raw(load_owned(entry));
+        let first = read(entries.first()?);
+        let is_first =
+            self.tree.leaf_form(level).is_of(first) && first.address().is_aligned(M::Granule::shift(self.level()));
+        if !is_first {
             return None;
         }
-        let mut block = first.whole();
-        for index in 0..M::Granule::ENTRIES {
-            let leaf = read(index);
-            if !first.continues_as(leaf, (index as u64) << M::Granule::shift(level)) {
+        let mut all = Folded::NONE;
+        let (steps, rest) = entries.as_chunks::<STEP>();
+        let steps = steps.iter().map(|step| step.as_slice()).chain([rest]);
+        for (nth, some) in steps.enumerate() {
+            let mut run = Run::from(first, M::Granule::shift(level), nth * STEP);
+            for entry in some {
+                let leaf = read(entry);
+                run.add(leaf);
+                all = all.and(leaf);
+            }
+            if !run.is_unbroken() {
                 return None;
             }
-            block = block.joined_with(leaf);
         }
-        Some(block)
+        all.whole(first)
     }
 }

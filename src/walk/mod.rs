@@ -18,7 +18,7 @@ mod ro;
 mod rw;
 mod tree;
 
-pub(crate) use leaves::{Cleaned, Cleaning, Reserved};
+pub(crate) use leaves::{Cleaned, Cleaning, Reserved, publish_clean};
 pub(crate) use ro::{ReadOnly, Visit};
 pub(crate) use rw::{Kept, Locked, ReadWrite, UnlinkedTable};
 pub(crate) use tree::{Table, Tree};

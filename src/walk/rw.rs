@@ -44,6 +44,24 @@ pub(crate) struct Locked<'r, 'h, A: Arch, M: TableMemory> {
     pub(crate) index: usize,
 }
 
+/// When a valid leaf may be stored to, by who holds its table's lock; at other times it changes by read-modify-write (rule 1).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stores {
+    /// Always: the hardware writes to none.
+    Always,
+    /// If the hardware has nothing to write to it.
+    ToSettled,
+    /// Never: some TLB may have a leaf with the DBM that was taken from it, and the hardware make it dirty.
+    Never,
+}
+
+impl Stores {
+    #[inline(always)]
+    pub(super) fn allow(self, is_settled: bool) -> bool {
+        self == Self::Always || (self == Self::ToSettled && is_settled)
+    }
+}
+
 /// A table that was taken out of its tree: the hardware and readers may still be looking at it.
 #[must_use = "an unlinked table has to go through the reclaimer"]
 pub(crate) struct UnlinkedTable(pub(crate) Pa);
@@ -215,7 +233,7 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
             if old.has_dbm() && new.is_valid() && !new.has_dbm() {
                 self.guarded.stripped = Stripped::Cached;
             }
-            if self.is_ours_alone(old.is_settled()) {
+            if self.stores().allow(old.is_settled()) {
                 entry.store(new.raw(), Ordering::Release);
                 return old;
             }
@@ -227,11 +245,14 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         }
     }
 
-    /// Whether nobody else writes to leaves that are `settled`, or are not: while a TLB may have an entry with the DBM that was taken
-    /// from it, even the dirty state of those is the hardware's.
+    /// What may be stored to leaves that are valid.
     #[inline(always)]
-    pub(super) fn is_ours_alone(&self, settled: bool) -> bool {
-        !self.tree.hardware_writes || (settled && self.guarded.stripped == Stripped::No)
+    pub(super) fn stores(&self) -> Stores {
+        match (self.tree.hardware_writes, self.guarded.stripped) {
+            (false, _) => Stores::Always,
+            (true, Stripped::No) => Stores::ToSettled,
+            (true, _) => Stores::Never,
+        }
     }
 
     /// Links `spare` as the table for `ipa` at `index`, which holds nothing. Publishing it takes a DSB ISHST after
