@@ -85,10 +85,11 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         let mut cleaned = 0;
         let mut rest = Some(range);
         while let Some(left) = rest {
-            let bytes =
-                (M::Granule::entry_size(Level::LEAF) * M::Granule::ENTRIES as u64).saturating_mul(CHUNK_TABLES as u64);
-            let last = left.start().raw().saturating_add(bytes - 1).min(left.last().raw());
-            let chunk = IpaRange::inclusive(left.start(), Ipa::new(last)).unwrap_or(left);
+            // It ends where a table does.
+            let tables =
+                (M::Granule::entry_size(Level::LEAF) << M::Granule::INDEX_BITS).saturating_mul(CHUNK_TABLES as u64 - 1);
+            let last = M::Granule::table_last(Ipa::new(left.start().raw().saturating_add(tables)), Level::LEAF);
+            let chunk = IpaRange::inclusive(left.start(), last.min(left.last())).unwrap_or(left);
             let has_idle = idle.is_some_and(|idle| idle.intersection(chunk).is_some());
             if has_idle || harvest.any(chunk) {
                 cleaned += self.rearm_chunk(reader, chunk, &harvest, has_idle).map_err(RearmError::Corrupt)?;
@@ -100,6 +101,14 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         }
         self.progress.cleaned += cleaned;
         Ok(Rearmed { cleaned })
+    }
+
+    /// Whether all that is logged of a table is shown.
+    fn has_all_logged(&self, visit: &Visit<'_>) -> bool {
+        let (at, level) = (visit.range.start(), visit.table.level);
+        let table = IpaRange::inclusive(M::Granule::table_base(at, level), M::Granule::table_last(at, level));
+        let logged = table.and_then(|table| self.stage2.logged_range()?.intersection(table));
+        logged.is_some_and(|logged| visit.range.contains(logged.start()) && visit.range.contains(logged.last()))
     }
 
     /// One chunk: clean, flush, publish what is clean.
@@ -123,7 +132,7 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
             // More there are not, of a chunk's leaf tables; blocks' are published by another harvest at the latest.
             let _ = tables.try_push(visit.table.pa);
             if has_idle && !harvest.any(visit.range) {
-                if visit.is_all_of_table::<M::Granule>() && locked.disarm() {
+                if self.has_all_logged(visit) && locked.disarm() {
                     stripped = true;
                     gather.leaves(visit.range, locked.level());
                 }

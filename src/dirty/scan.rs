@@ -61,14 +61,18 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         self.stage2.check_logged(range).map_err(ScanError::Argument)?;
         let mut pages = Pages::new::<M::Granule>(range, bitmap);
         let scanned = self.scan_tables(reader, range, &mut pages).map_err(ScanError::Corrupt);
-        // Entries first, the side log then: whoever removes a dirty entry writes the log before.
+        self.scan_log(range, &mut pages);
+        self.progress.found += pages.found;
+        scanned.map(|()| pages.found)
+    }
+
+    /// Entries first, the side log then: whoever removes a dirty entry writes the log before.
+    fn scan_log(&self, range: IpaRange, pages: &mut Pages<'_>) {
         fence(Ordering::Acquire);
         self.stage2.log.for_each(range, M::Granule::PAGE_SHIFT, |ipa, bits| {
             let at = pages.page(ipa.raw() >> M::Granule::PAGE_SHIFT);
             pages.add(at, bits);
         });
-        self.progress.found += pages.found;
-        scanned.map(|()| pages.found)
     }
 
     fn scan_tables(&mut self, reader: &Reader<'_>, range: IpaRange, pages: &mut Pages<'_>) -> Result<(), Corrupt> {

@@ -308,7 +308,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     return true;
                 }
                 let level = visit.table.level;
-                let locked = match walk.lock_shown(&visit) {
+                let locked = match walk.revalidated(&visit) {
                     Some(locked) => Ok(locked),
                     None => walk.lock(visit.range.start(), level),
                 };

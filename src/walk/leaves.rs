@@ -388,7 +388,6 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
             return;
         }
         self.guarded.armed = true;
-        self.table.page.meta.note_dirty(&mut self.guarded, Groups::ALL);
         let form = self.tree.leaf_form(self.level());
         for index in 0..M::Granule::ENTRIES {
             let leaf = self.read(index);

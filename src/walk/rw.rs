@@ -102,7 +102,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
 
     /// Locks the table that a read-only walk of this read section has shown; `None` if it is not there any more.
     #[inline(always)]
-    pub(crate) fn lock_shown(&self, visit: &Visit<'r>) -> Option<Locked<'r, 'h, A, M>> {
+    pub(crate) fn revalidated(&self, visit: &Visit<'r>) -> Option<Locked<'r, 'h, A, M>> {
         let guarded = visit.table.page.meta.lock();
         let is_there = visit.parent.is_none_or(|parent| parent.is_unchanged());
         if is_there && visit.table.is_at(self.tree, visit.range.start()) {

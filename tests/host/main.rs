@@ -26,5 +26,6 @@ mod starved;
 mod support;
 mod tables;
 mod threads;
+mod tracking;
 mod vmid;
 mod watched;

@@ -27,12 +27,12 @@ pub(crate) fn read<M: TableMemory>(memory: &M, table: Pa, index: usize) -> u64 {
     unsafe { memory.table(table) }.expect("a page of the memory").entries[index].load(Ordering::Relaxed)
 }
 
-/// Where the guest's root is, as the machine was told.
-fn root<M: TableMemory>(guest: &Stage2<'_, ModelArch, M>, reader: &Reader<'_>) -> Pa {
-    guest.mmu().arch().take_events();
+/// Where the guest's root is, as the machine, which is `told`, was told.
+fn root<A: Arch, M: TableMemory>(guest: &Stage2<'_, A, M>, told: &ModelArch, reader: &Reader<'_>) -> Pa {
+    told.take_events();
     drop(guest.load(reader).unwrap());
     let loaded = |event| if let Event::Load(registers) = event { Some(registers.vttbr) } else { None };
-    let vttbr = guest.mmu().arch().take_events().into_iter().find_map(loaded);
+    let vttbr = told.take_events().into_iter().find_map(loaded);
     Pa::new(vttbr.expect("it was loaded") & 0xffff_ffff_fffe)
 }
 
@@ -42,8 +42,18 @@ pub(crate) fn path<M: TableMemory>(
     reader: &Reader<'_>,
     ipa: Ipa,
 ) -> Vec<(Level, Pa)> {
+    path_as_told(guest, guest.mmu().arch(), reader, ipa)
+}
+
+/// The same on a machine that is made of the one that is `told`.
+pub(crate) fn path_as_told<A: Arch, M: TableMemory>(
+    guest: &Stage2<'_, A, M>,
+    told: &ModelArch,
+    reader: &Reader<'_>,
+    ipa: Ipa,
+) -> Vec<(Level, Pa)> {
     let geometry = guest.geometry();
-    let mut at = root(guest, reader).offset(geometry.root_index(ipa) as u64 * M::Granule::PAGE_SIZE);
+    let mut at = root(guest, told, reader).offset(geometry.root_index(ipa) as u64 * M::Granule::PAGE_SIZE);
     let mut level = geometry.start_level();
     let mut path = vec![(level, at)];
     while let Some(below) = level.child() {

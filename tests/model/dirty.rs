@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use stage2::addr::Ipa;
-use stage2::dirty::Initial;
+use stage2::dirty::{Initial, Tracking};
 use stage2::model::Access;
 
 use crate::support::*;
@@ -26,13 +26,22 @@ fn harvest(scene: &Scene, here: &Running<'_>, log: &mut Log, replica: &mut BTree
 
 #[test]
 fn a_replica_kept_from_the_log_alone_is_what_the_guest_has() {
-    for (features, seed) in [(rich(), 1), (plain(), 2), (with_hardware_updates(), 3), (with_hardware_updates(), 4)] {
+    use Tracking::*;
+    for (features, tracking, seed) in [
+        (rich(), WriteProtect, 1),
+        (plain(), WriteProtect, 2),
+        (with_hardware_updates(), WriteProtect, 3),
+        (with_hardware_updates(), Hardware, 4),
+        (with_hardware_updates(), Hardware, 5),
+        (with_hardware_updates(), Adaptive, 6),
+        (with_hardware_updates(), Adaptive, 7),
+    ] {
         let scene = Scene::new(features, seed);
         let mut replica = BTreeMap::new();
         let mut stored = BTreeMap::new();
         scene.on(1, |there| {
             scene.on(0, |here| {
-                let mut log = scene.guest.start_logging(&here.reader, Initial::Clean).unwrap();
+                let mut log = scene.guest.start_logging_with(&here.reader, Initial::Clean, tracking).unwrap();
                 for round in 1..6u64 {
                     let _there = scene.model.cpu(1);
                     let pages = [round, 100, 511 + round % 3, 1024 + 7 * round];
