@@ -42,7 +42,7 @@ impl Folded {
 
     /// The block that these leaves make, the first of which is `first`: accessed if any is, and dirty if any is. The hardware does not
     /// note stores to it. `None` if the write permission of one was taken for now: a block could not tell.
-    pub(crate) const fn whole(self, first: Descriptor) -> Option<Descriptor> {
+    pub(crate) fn whole(self, first: Descriptor) -> Option<Descriptor> {
         if first.is_writable() && self.any & SOFT_DIRTY != 0 {
             return None;
         }

@@ -260,7 +260,7 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         let form = self.tree.leaf_form(self.level());
         let wanted = |base: usize| selected(base) & visit.shown::<M::Granule>(base);
         // What everything is wanted of comes first, and most often it is all.
-        let (mut touched, mut left) = self.change_first(visit, groups, &wanted, form, change, &mut cleaned);
+        let (mut touched, mut left) = self.change_first(visit, groups, wanted, form, change, &mut cleaned);
         for base in visit.words::<M::Granule>() {
             if base + word::<M::Granule>() <= cleaned.end {
                 continue;
