@@ -9,7 +9,7 @@ use crate::sync::{AtomicU8, AtomicU64, Ordering, Word, fence};
 pub struct DirtyBitmap<'h> {
     /// An address in the first bit's page.
     pub base: Ipa,
-    /// The bits, the lowest first.
+    /// The bits, the lowest first. The library's for as long as there is a guest that has them.
     pub words: &'h [Word],
 }
 
@@ -51,6 +51,8 @@ pub(crate) struct LogState<'h> {
 impl<'h> LogState<'h> {
     pub(crate) fn new(bitmap: Option<DirtyBitmap<'h>>, page_shift: u32) -> Self {
         let bitmap = bitmap.map(|bitmap| DirtyBitmap { base: bitmap.base.align_down(page_shift), ..bitmap });
+        // What the embedder's words hold nobody knows. No log has read them yet.
+        bitmap.iter().flat_map(|bitmap| bitmap.words).for_each(|word| word.store(0, Ordering::Relaxed));
         Self { bitmap, tracking: AtomicU8::new(0), noted: AtomicU64::new(0) }
     }
 
@@ -187,15 +189,18 @@ impl<'h> LogState<'h> {
     /// Sets or clears all bits. Acquire: what was stored before a bit that goes, or that was there already, is copied. A plain store
     /// would hide that bit from [`Self::clear`], and with it the store.
     pub(crate) fn fill(&self, dirty: bool) {
-        if let Some(bitmap) = &self.bitmap {
-            let value = if dirty { u64::MAX } else { 0 };
-            for word in bitmap.words {
+        let Some(bitmap) = &self.bitmap else { return };
+        let value = if dirty { u64::MAX } else { 0 };
+        // To clear takes a look at what may be set alone. Taken first: what is published from here on is noted again.
+        let noted = self.noted.swap(value, Ordering::AcqRel) | value;
+        for (part, words) in bitmap.words.chunks(bitmap.words_per_part().max(1)).enumerate() {
+            if noted >> part & 1 == 0 {
+                continue;
+            }
+            for word in words {
                 if word.load(Ordering::Relaxed) != value {
                     word.swap(value, Ordering::Acquire);
                 }
-            }
-            if dirty {
-                self.noted.fetch_or(u64::MAX, Ordering::Release);
             }
         }
     }

@@ -147,6 +147,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
                 left.start().align_down(shift).offset(((index - found.index) as u64) << shift)
             }
         };
+        let form = self.tree.leaf_form(ABOVE_LEAVES);
         let mut index = found.index;
         while index < end {
             let value = table.read(index);
@@ -159,8 +160,8 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
                 if self.tree.kind(value, ABOVE_LEAVES) == Kind::Reserved {
                     return Err(Corrupt { ipa: at, level: ABOVE_LEAVES });
                 }
-                // All that follow on it and are leaves, too.
-                while index < end && is_run_on(self.tree, table.read(index)) {
+                // All that follow on it and are blocks.
+                while index < end && form.is_of(table.read(index)) {
                     index += 1;
                 }
                 let last = M::Granule::entry_last(begins(index - 1), ABOVE_LEAVES).min(left.last());
@@ -211,14 +212,5 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
         let count = ((part.last().raw() >> shift) - (at.raw() >> shift)) as usize + 1;
         let visit = Visit { table: found.table, range: part, first: found.index, count, parent: found.parent };
         (wanted(&found.table) && !look(visit)).then_some(at)
-    }
-}
-
-/// Whether `entry` of a table of [`ABOVE_LEAVES`] can be shown together with the leaf before it.
-fn is_run_on<A: Arch, M: TableMemory>(tree: &Tree<'_, A, M>, entry: Descriptor) -> bool {
-    match tree.kind(entry, ABOVE_LEAVES) {
-        Kind::Block(_) => true,
-        Kind::Marker(_) => entry.is_leaf(ABOVE_LEAVES),
-        _ => false,
     }
 }
