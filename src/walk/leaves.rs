@@ -248,6 +248,7 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         Ok(cleaned)
     }
 
+    /// The same, of what `change` makes of a leaf. Not inlined: alone it has registers for its loops.
     #[inline(never)]
     fn change_leaves(
         &mut self,
