@@ -133,6 +133,12 @@ counters! {
     tlbi_by_vmid,
     /// Invalidations on this CPU alone.
     tlbi_local,
+    /// Blocks mapped where nothing was.
+    blocks_mapped,
+    /// Blocks that became tables of their parts.
+    blocks_split,
+    /// Tables that became blocks.
+    blocks_collapsed,
     /// Tables linked into a tree.
     tables_linked,
     /// Tables taken out of a tree.

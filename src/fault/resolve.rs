@@ -373,6 +373,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 match need.judge(locked.read(index), level) {
                     Verdict::Missing if self.tree.changes.is_still(seen) => {
                         locked.replace(index, leaf);
+                        reader.count().blocks_mapped(u64::from(level < Level::LEAF));
                         Installed::Ours
                     }
                     // What the backing said may hold no more.

@@ -70,6 +70,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let (candidates, next) = self.candidates(reader, left, child).map_err(|corrupt| stopped(corrupt.into()))?;
             if !candidates.is_empty() {
                 let count = self.collapse_batch(reader, &candidates, level).ok_or(stopped(ChangeCause::Retry))?;
+                reader.count().blocks_collapsed(u64::from(count));
                 collapsed += u64::from(count);
             }
             rest = next.and_then(|next| left.starting_at(next));

@@ -154,6 +154,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     return Err(Stopped::at(range, at, cause));
                 }
                 locked.replace(index, self.format().leaf(level, frame_of(at), attributes, dirty));
+                reader.count().blocks_mapped(u64::from(level < Level::LEAF));
             }
             rest = next.and_then(|next| range.starting_at(next));
         }

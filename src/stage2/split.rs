@@ -118,6 +118,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         locked.link_parts(index, ipa, spare, &quiet);
         drop(locked);
         reader.count().tables_linked(1);
+        reader.count().blocks_split(1);
         self.tree.mmu.arch.dsb(Dsb::Ishst);
         Ok(())
     }

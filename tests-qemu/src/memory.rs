@@ -61,16 +61,33 @@ pub fn copy(from: &[AtomicU64], to: &[AtomicU64]) {
 /// Copies bytes to the front of `to`, as little-endian words, the last one filled up with zeroes.
 pub fn copy_bytes(from: &[u8], to: &[AtomicU64]) {
     for (from, to) in from.chunks(size_of::<u64>()).zip(to) {
-        let mut word = [0; size_of::<u64>()];
-        word[..from.len()].copy_from_slice(from);
-        to.store(u64::from_le_bytes(word), Ordering::Relaxed);
+        to.store(little_endian(from), Ordering::Relaxed);
     }
 }
 
 /// Whether both hold the same words.
 pub fn equal(left: &[AtomicU64], right: &[AtomicU64]) -> bool {
+    let differs =
+        |(left, right): (&AtomicU64, &AtomicU64)| left.load(Ordering::Relaxed) ^ right.load(Ordering::Relaxed);
+    let differ =
+        |left: &[AtomicU64], right: &[AtomicU64]| left.iter().zip(right).fold(0, |any, pair| any | differs(pair));
+    let (left_chunks, left_rest) = left.as_chunks::<UNROLLED>();
+    let (right_chunks, right_rest) = right.as_chunks::<UNROLLED>();
     left.len() == right.len()
-        && left.iter().zip(right).all(|(left, right)| left.load(Ordering::Relaxed) == right.load(Ordering::Relaxed))
+        && left_chunks.iter().zip(right_chunks).all(|(left, right)| differ(left, right) == 0)
+        && differ(left_rest, right_rest) == 0
+}
+
+/// Whether `words` begin with these bytes, as [`copy_bytes`] would put them there.
+pub fn starts_with(words: &[AtomicU64], bytes: &[u8]) -> bool {
+    bytes.chunks(size_of::<u64>()).zip(words).all(|(bytes, word)| word.load(Ordering::Relaxed) == little_endian(bytes))
+}
+
+/// Up to 8 bytes as a word, filled up with zeroes.
+fn little_endian(bytes: &[u8]) -> u64 {
+    let mut word = [0; size_of::<u64>()];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(word)
 }
 
 /// Whether all words are zero.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 
 use crate::guest::console::Console;
 use crate::guest::{Guest, Workload, debian_initrd};
@@ -39,6 +40,32 @@ pub(crate) struct Job {
     pub(crate) memory_mib: Option<u64>,
     pub(crate) seconds: u64,
     pub(crate) seed: u64,
+    /// How stores are tracked; the library chooses if this does not.
+    pub(crate) tracking: Option<Tracking>,
+    /// Whether RAM is mapped by 2 MiB blocks where it can be.
+    pub(crate) blocks: bool,
+}
+
+/// How the dirty log learns of stores: the library's ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tracking {
+    /// By permission faults, on any CPU
+    WriteProtect,
+    /// By the hardware, on CPUs that manage dirty state
+    Hardware,
+    /// By a fault in each table, and then by the hardware
+    Adaptive,
+}
+
+impl Tracking {
+    /// As the image and `--tracking` have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::WriteProtect => "write-protect",
+            Self::Hardware => "hardware",
+            Self::Adaptive => "adaptive",
+        }
+    }
 }
 
 /// A job that was run, well or badly.
@@ -67,6 +94,8 @@ impl Job {
             memory_mib: None,
             seconds: FULL_RUN_SECONDS,
             seed,
+            tracking: None,
+            blocks: true,
         }
     }
 
@@ -140,7 +169,9 @@ impl Job {
             format!("memory={}", self.memory_mib()),
             format!("seconds={}", self.seconds),
             format!("seed={}", self.seed),
+            format!("blocks={}", u8::from(self.blocks)),
         ];
+        arguments.extend(self.tracking.map(|tracking| format!("tracking={}", tracking.name())));
         for (name, blob) in ["kernel", "initrd"].iter().zip(&blobs) {
             arguments.push(format!("{name}={:#x}:{:#x}", blob.address, blob.length));
         }
@@ -186,6 +217,7 @@ impl Job {
             memory_mib: self.memory_mib(),
             seconds: self.seconds,
             seed: self.seed,
+            blocks: self.blocks,
             wall_seconds: (10.0 * boot.elapsed.as_secs_f64()).round() / 10.0,
         };
         let lines: Vec<String> = failures.iter().map(Failure::to_string).collect();
@@ -198,7 +230,12 @@ impl Job {
     fn expected(&self) -> Expected {
         let full = self.guest == Guest::Debian && self.seconds >= FULL_RUN_SECONDS;
         let floor = match full {
-            true => Floor { dirty_rounds: 100, tables_freed: 1000 },
+            true => Floor {
+                dirty_rounds: 100,
+                tables_freed: 1000,
+                equal: 3,
+                blocks_kept: if self.blocks { 0.99 } else { 0.0 },
+            },
             false => Floor::default(),
         };
         let checks = !matches!(self.guest, Guest::Image { .. });
@@ -239,8 +276,31 @@ mod tests {
         let job = Job { guest: Guest::Builtin, ..Job::debian("test", "cortex-a72", 9) };
         assert!(job.guest_files(&workspace, folder.path()).unwrap().is_none());
         let machine = job.machine(&workspace, &qemu(), None).unwrap();
-        assert_eq!(machine.arguments, ["hypervisor", "guest=builtin", "vcpus=3", "memory=256", "seconds=20", "seed=9"]);
+        assert_eq!(
+            machine.arguments,
+            ["hypervisor", "guest=builtin", "vcpus=3", "memory=256", "seconds=20", "seed=9", "blocks=1"]
+        );
         assert_eq!((machine.cpus, machine.memory_mib), (4, 2 * 256 + OWN_MIB));
+    }
+
+    #[test]
+    fn how_memory_is_mapped_and_logged_is_told_to_the_image() {
+        let folder = tempfile::tempdir().unwrap();
+        for tracking in Tracking::value_variants() {
+            let value = tracking.to_possible_value().unwrap();
+            assert_eq!(value.get_name(), tracking.name(), "the option has the image's words");
+            let job = Job { blocks: false, tracking: Some(*tracking), ..Job::debian("test", "max", 1) };
+            let machine = job.machine(&workspace(folder.path()), &qemu(), None).unwrap();
+            assert_eq!(machine.arguments[6..], ["blocks=0".to_owned(), format!("tracking={}", tracking.name())]);
+        }
+    }
+
+    #[test]
+    fn only_a_full_run_with_blocks_has_to_show_that_they_are_kept() {
+        let full = Job::debian("test", "max", 1);
+        assert_eq!(full.expected().floor.blocks_kept, 0.99);
+        assert_eq!(Job { blocks: false, ..full.clone() }.expected().floor.blocks_kept, 0.0);
+        assert_eq!(Job { seconds: 5, ..full }.expected().floor, Floor::default());
     }
 
     #[test]
@@ -255,6 +315,6 @@ mod tests {
         let machine = job.machine(&workspace, &qemu(), Some(&files)).unwrap();
         // 2 * 512 + 256 + 2 * 2 MiB of RAM, from 1 GiB on.
         assert_eq!(machine.arguments[1], "guest=linux");
-        assert_eq!(machine.arguments[6..], ["kernel=0x90000000:0x64", "initrd=0x90200000:0xa"]);
+        assert_eq!(machine.arguments[7..], ["kernel=0x90000000:0x64", "initrd=0x90200000:0xa"]);
     }
 }

@@ -23,6 +23,7 @@ pub(crate) struct Host {
     pub(crate) memory_mib: u64,
     pub(crate) seconds: u64,
     pub(crate) seed: u64,
+    pub(crate) blocks: bool,
     pub(crate) wall_seconds: f64,
 }
 

@@ -7,10 +7,12 @@ use serde_json::Value;
 use crate::report::Report;
 
 /// Title, then the fields under one path: each is `name value`.
-const LINES: [(&str, &[&str]); 8] = [
+const LINES: [(&str, &[&str]); 10] = [
     ("guest", &["guest"]),
     ("replica", &["replica"]),
     ("dirty log", &["dirty"]),
+    ("blocks", &["blocks"]),
+    ("throughput", &["throughput"]),
     ("faults", &["faults"]),
     ("walks", &["walks"]),
     ("tables", &["tables"]),

@@ -19,12 +19,16 @@ pub(crate) struct Expected {
 }
 
 /// A run that did less than this proved nothing.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Floor {
     /// Harvests of the dirty log.
     pub(crate) dirty_rounds: u64,
     /// Tables freed while the guest ran.
     pub(crate) tables_freed: u64,
+    /// Migrations at whose end the replica was equal.
+    pub(crate) equal: u64,
+    /// How much of the memory that blocks mapped before it was logged blocks map again afterwards.
+    pub(crate) blocks_kept: f64,
 }
 
 /// What was seen of a run.
@@ -42,7 +46,7 @@ pub(crate) struct Evidence<'a> {
 }
 
 /// One thing that was wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Error)]
 pub(crate) enum Failure {
     #[error("hang: {0}")]
     Hung(Hang),
@@ -76,6 +80,10 @@ pub(crate) enum Failure {
     Cpus { used: u64, wanted: u32 },
     #[error("too little happened: {what} is {seen}, not at least {wanted}")]
     Floor { what: &'static str, seen: u64, wanted: u64 },
+    #[error("blocks map {after:.3} of memory after it was logged, and {before:.3} before")]
+    BlocksLost { before: f64, after: f64 },
+    #[error("blocks mapped nothing")]
+    NoBlocks,
 }
 
 /// The report's fields that decide.
@@ -87,6 +95,7 @@ struct Decisive {
     replica: Replica,
     guest: Guest,
     dirty: Dirty,
+    blocks: Blocks,
     tables: Tables,
 }
 
@@ -105,6 +114,13 @@ struct Guest {
 #[derive(Deserialize)]
 struct Dirty {
     rounds: u64,
+    equal: u64,
+}
+
+#[derive(Deserialize)]
+struct Blocks {
+    share_before: f64,
+    share_after: f64,
 }
 
 #[derive(Deserialize)]
@@ -163,12 +179,22 @@ fn judge_report(report: &Decisive, expected: &Expected, failures: &mut Vec<Failu
     let floor = expected.floor;
     for (what, seen, wanted) in [
         ("dirty.rounds", report.dirty.rounds, floor.dirty_rounds),
+        ("dirty.equal", report.dirty.equal, floor.equal),
         ("tables.freed", report.tables.freed, floor.tables_freed),
     ] {
         if seen < wanted {
             failures.push(Failure::Floor { what, seen, wanted });
         }
     }
+    failures.extend(judge_blocks(&report.blocks, floor.blocks_kept));
+}
+
+fn judge_blocks(blocks: &Blocks, kept: f64) -> Option<Failure> {
+    let Blocks { share_before: before, share_after: after } = *blocks;
+    if kept == 0.0 || (before > 0.0 && after >= kept * before) {
+        return None;
+    }
+    Some(if before > 0.0 { Failure::BlocksLost { before, after } } else { Failure::NoBlocks })
 }
 
 fn judge_guest(guest: &Guest, expected: &Expected, failures: &mut Vec<Failure>) {
@@ -196,8 +222,11 @@ mod tests {
 
     use super::*;
 
-    const EXPECTED: Expected =
-        Expected { vcpus: 3, checks: true, floor: Floor { dirty_rounds: 100, tables_freed: 1000 } };
+    const EXPECTED: Expected = Expected {
+        vcpus: 3,
+        checks: true,
+        floor: Floor { dirty_rounds: 100, tables_freed: 1000, equal: 3, blocks_kept: 0.99 },
+    };
 
     fn good() -> Value {
         json!({
@@ -206,7 +235,8 @@ mod tests {
             "leaked": 0,
             "replica": {"equal": true, "pages": 131_072},
             "guest": {"version": "Linux", "vcpus": 3, "checks": 399, "checks_failed": 0},
-            "dirty": {"rounds": 100, "pages": 5},
+            "dirty": {"rounds": 100, "pages": 5, "equal": 3},
+            "blocks": {"share_before": 0.9, "share_after": 0.9},
             "tables": {"freed": 1000},
         })
     }
@@ -254,6 +284,9 @@ mod tests {
             ("/guest/checks", json!(0), Failure::NoChecks),
             ("/guest/vcpus", json!(2), Failure::Cpus { used: 2, wanted: 3 }),
             ("/dirty/rounds", json!(99), Failure::Floor { what: "dirty.rounds", seen: 99, wanted: 100 }),
+            ("/dirty/equal", json!(2), Failure::Floor { what: "dirty.equal", seen: 2, wanted: 3 }),
+            ("/blocks/share_after", json!(0.875), Failure::BlocksLost { before: 0.9, after: 0.875 }),
+            ("/blocks/share_before", json!(0.0), Failure::NoBlocks),
             ("/tables/freed", json!(0), Failure::Floor { what: "tables.freed", seen: 0, wanted: 1000 }),
         ] {
             assert_eq!(judge_changed(path, Some(value)), [failure], "{path}");
@@ -261,8 +294,25 @@ mod tests {
     }
 
     #[test]
+    fn as_many_blocks_as_before_but_for_the_hundredth_part_are_enough() {
+        assert_eq!(judge_changed("/blocks/share_after", Some(json!(0.8915))), []);
+        assert_eq!(judge_changed("/blocks/share_after", Some(json!(1.0))), []);
+    }
+
+    #[test]
     fn a_missing_or_mistyped_field_is_a_failure() {
-        for path in ["/violations", "/replica", "/replica/equal", "/leaked", "/guest", "/dirty", "/tables/freed"] {
+        for path in [
+            "/blocks",
+            "/blocks/share_after",
+            "/dirty/equal",
+            "/violations",
+            "/replica",
+            "/replica/equal",
+            "/leaked",
+            "/guest",
+            "/dirty",
+            "/tables/freed",
+        ] {
             assert!(matches!(judge_changed(path, None)[..], [Failure::BadReport(_)]), "{path}");
             let wrong = Some(json!("text"));
             assert!(matches!(judge_changed(path, wrong)[..], [Failure::BadReport(_)]), "{path}");

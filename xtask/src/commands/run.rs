@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::guest::Guest;
-use crate::job::{self, Job};
+use crate::job::{self, Job, Tracking};
 use crate::prerequisites::{Qemu, TargetStd};
 use crate::report;
 use crate::summary::summary;
@@ -36,9 +36,22 @@ pub(crate) struct Arguments {
     /// What everything random depends on
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
+    /// How the dirty log learns of stores [default: as the library chooses for the CPU]
+    #[arg(long, value_enum, value_name = "MODE")]
+    tracking: Option<Tracking>,
+    /// Whether the guest's memory is mapped by 2 MiB blocks where it can be
+    #[arg(long, value_enum, default_value_t = Switch::On, default_missing_value = "on", num_args = 0..=1)]
+    blocks: Switch,
     /// Where to write the report as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 /// Runs the job; an error unless it went well.
@@ -53,6 +66,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         memory_mib: arguments.memory,
         seconds: arguments.seconds,
         seed: arguments.seed,
+        tracking: arguments.tracking,
+        blocks: arguments.blocks == Switch::On,
     };
     let qemu = Qemu::ensure()?;
     job.check(&qemu)?;

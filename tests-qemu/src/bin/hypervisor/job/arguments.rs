@@ -2,6 +2,8 @@
 
 use core::ops::Range;
 
+use defmt::Display2Format;
+use stage2::dirty::Tracking;
 use stage2_platform::{
     args::{self, NotANumber},
     cpus,
@@ -20,6 +22,10 @@ pub(crate) struct Arguments {
     pub(crate) seconds: u64,
     /// What everything random depends on.
     pub(crate) seed: u64,
+    /// How stores are tracked; if this does not say, the library chooses.
+    pub(crate) tracking: Option<Tracking>,
+    /// Whether RAM may be mapped by blocks.
+    pub(crate) blocks: bool,
     /// Linux; otherwise the built-in guest.
     pub(crate) linux: Option<LinuxFiles>,
 }
@@ -34,18 +40,44 @@ pub(crate) struct LinuxFiles {
 }
 
 /// What is wrong with the arguments.
-#[derive(Clone, Copy, Debug, defmt::Format)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum BadArguments {
     /// This text is no number.
     NotANumber(&'static str),
     /// There is no such guest.
     UnknownGuest(&'static str),
+    /// There is no such way of tracking.
+    UnknownTracking(&'static str),
+    /// This way of tracking takes CPUs that keep dirty state, and these do not.
+    NoHardwareState(Tracking),
     /// This argument, which names a file's place in memory, is missing or no `ADDRESS:LENGTH`.
     NoFile(&'static str),
     /// The guest needs this many CPUs, one more for housekeeping, and the machine has not so many.
     TooFewCpus { needed: u64 },
     /// The guest's memory is less than so many MiB, or more than can be.
     Memory { least: u64, most: u64 },
+}
+
+impl defmt::Format for BadArguments {
+    fn format(&self, to: defmt::Formatter<'_>) {
+        match *self {
+            Self::NotANumber(text) => defmt::write!(to, "{=str} is no number", text),
+            Self::UnknownGuest(name) => defmt::write!(to, "there is no guest {=str}", name),
+            Self::UnknownTracking(name) => defmt::write!(to, "there is no way of tracking {=str}", name),
+            Self::NoHardwareState(tracking) => {
+                defmt::write!(
+                    to,
+                    "{} tracking takes CPUs that manage dirty state, and these do not",
+                    Display2Format(&tracking)
+                );
+            }
+            Self::NoFile(key) => defmt::write!(to, "{=str} has to be ADDRESS:LENGTH", key),
+            Self::TooFewCpus { needed } => defmt::write!(to, "that takes {=u64} CPUs", needed),
+            Self::Memory { least, most } => {
+                defmt::write!(to, "this guest's memory is from {=u64} to {=u64} MiB", least, most);
+            }
+        }
+    }
 }
 
 impl From<NotANumber> for BadArguments {
@@ -79,8 +111,19 @@ impl Arguments {
             memory: (memory * MIB).next_multiple_of(2 * MIB),
             seconds: args::number("seconds", 5)?,
             seed: args::number("seed", 1)?,
+            tracking: args::get("tracking").map(tracking).transpose()?,
+            blocks: args::number("blocks", 0)? != 0,
             linux,
         })
+    }
+}
+
+fn tracking(name: &'static str) -> Result<Tracking, BadArguments> {
+    match name {
+        "write-protect" => Ok(Tracking::WriteProtect),
+        "hardware" => Ok(Tracking::Hardware),
+        "adaptive" => Ok(Tracking::Adaptive),
+        other => Err(BadArguments::UnknownTracking(other)),
     }
 }
 

@@ -9,20 +9,25 @@ mod builtin;
 mod devices;
 mod guest;
 mod housekeeper;
+mod joiner;
+mod migration;
 mod mover;
 mod replica;
 mod report;
+mod schedule;
+mod share;
 mod shared;
+mod throughput;
 mod vcpu;
 
 use spin::Mutex;
 use stage2::{
-    Reader,
+    Level, Reader,
     cpu::CpuSlot,
-    dirty::DirtyBitmap,
-    geometry::{Geometry, GeometryError, GeometryOptions},
+    dirty::{DirtyBitmap, Tracking},
+    geometry::{Geometry, GeometryError, GeometryOptions, HardwareUpdate},
     quiescence::ClaimError,
-    stage2::{CreateError, InUse, UnmapError},
+    stage2::{CreateError, InUse},
 };
 use stage2_platform::{
     ExitCode,
@@ -31,18 +36,17 @@ use stage2_platform::{
     ram::{self, Region},
 };
 use stage2_tests_qemu::{
-    frames::Frames,
+    frames::{Frames, RUN_BYTES},
     machine::{self, GuestStage2, MachineMmu},
     memory::{self, PAGE_BYTES},
 };
 
 use arguments::{Arguments, BadArguments};
-use backing::GuestMemory;
+use backing::{GuestMemory, Words};
 use devices::Devices;
 use guest::{Guest, GuestError};
 use housekeeper::House;
-use mover::Mover;
-use replica::Replica;
+use mover::{MoveError, Mover};
 use report::Report;
 use shared::Shared;
 
@@ -86,6 +90,12 @@ fn job() -> Result<bool, Failure> {
     let arguments = Arguments::read().map_err(Failure::Arguments)?;
     let features = machine::features();
     defmt::info!("{}", features);
+    let hardware = features.hardware_update();
+    if let Some(tracking @ (Tracking::Hardware | Tracking::Adaptive)) = arguments.tracking
+        && hardware != HardwareUpdate::AccessFlagAndDirty
+    {
+        return Err(Failure::Arguments(BadArguments::NoHardwareState(tracking)));
+    }
 
     let mut free = ram::take_free().ok_or(Failure::NoMemory)?;
     let guest = Guest::new(&arguments, &mut free).map_err(Failure::Guest)?;
@@ -98,17 +108,16 @@ fn job() -> Result<bool, Failure> {
 
     // SAFETY: called this once; `run_guest` and the teardown claim the reader of the CPU they run on.
     let mmu = unsafe { machine::mmu(machine::tables(memory.tables), features, &SLOTS) };
-    let geometry = Geometry::new(IPA_BITS, &features, GeometryOptions::default()).map_err(Failure::Geometry)?;
+    let options = GeometryOptions::default().with_hardware_update(hardware);
+    let geometry = Geometry::new(IPA_BITS, &features, options).map_err(Failure::Geometry)?;
     let log = DirtyBitmap { base: guest.ram.start(), words: memory::log_words(memory.log) };
     let stage2 = GuestStage2::new(&mmu, geometry, Some(log)).map_err(Failure::Create)?;
-    let backing = GuestMemory::new(guest.ram, &frames, memory::words(memory.pages), &guest.contents);
+    let stage2 = if arguments.blocks { stage2.with_largest_leaf(Level::L2) } else { stage2 };
+    let words = Words { pages: memory::words(memory.pages), stretches: memory::words(memory.stretches) };
+    let backing = GuestMemory::new(guest.ram, &frames, words, &guest.contents, arguments.blocks);
     let shared = Shared::new(stage2, backing, Devices::new(&arguments), arguments.vcpus);
-    let mut house = House {
-        replica: Replica::new(memory::words(memory.replica)),
-        mover: Mover::new(&frames, arguments.seed),
-        comparison: None,
-        waiting: 0,
-    };
+    let mover = Mover::new(&frames, arguments.seed);
+    let mut house = House::new(&arguments, memory::words(memory.replica), mover);
 
     run_guest(&mmu, &shared, guest.start, &mut house);
     let mut report = Report::new(&arguments, &shared, &house);
@@ -144,7 +153,7 @@ fn run_guest<'h>(mmu: &'h MachineMmu<'h>, shared: &Shared<'h>, start: Start, hou
 /// Why something is left of the guest.
 #[derive(Debug, defmt::Format)]
 enum TeardownFailure {
-    Unmap(UnmapError),
+    Unmap(MoveError),
     InUse(InUse),
 }
 
@@ -167,6 +176,8 @@ struct Memory {
     log: Region,
     /// The backing's word for each page.
     pages: Region,
+    /// The backing's word for each stretch.
+    stretches: Region,
     replica: Region,
     /// What is left.
     frames: Region,
@@ -179,6 +190,7 @@ impl Memory {
             tables: take(TABLE_BYTES)?,
             log: take(pages.div_ceil(8))?,
             pages: take(pages * size_of::<u64>() as u64)?,
+            stretches: take(pages * PAGE_BYTES / RUN_BYTES * size_of::<u64>() as u64)?,
             replica: take(pages * PAGE_BYTES)?,
             frames: free,
         })

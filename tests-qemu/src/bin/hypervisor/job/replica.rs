@@ -1,4 +1,4 @@
-//! A copy of the guest's memory, kept from the dirty log alone.
+//! A copy of the guest's memory: taken once, when a log begins, and kept from the log alone.
 //!
 //! A harvest scans, rearms, and then copies exactly the pages it scanned. A page that is mapped is copied through a view,
 //! which its frame outlives. Of a page that is mapped no more the backing knows the frame; only the CPU that harvests moves
@@ -49,17 +49,23 @@ pub(crate) enum HarvestError {
 /// What a comparison found.
 #[derive(Clone, Copy, Debug, Default, defmt::Format)]
 pub(crate) struct Comparison {
-    /// Pages the guest has touched.
+    /// Pages that have a frame.
     pub(crate) pages: u64,
     /// Pages that differ.
     pub(crate) different: u64,
 }
 
 impl Replica {
-    /// The copy of a memory that is as long as `words`, which are all zero, and untouched.
+    /// The copy of a memory that is as long as `words`.
     pub(crate) fn new(words: &'static [AtomicU64]) -> Self {
         let pages = words.len() / PAGE_WORDS;
         Self { words, bitmap: vec![0; pages.div_ceil(64)], rounds: 0, copied: 0 }
+    }
+
+    /// Copies all RAM: once a log has begun with everything clean.
+    pub(crate) fn copy_all(&mut self, shared: &Shared<'_>, reader: &mut Reader<'_>) -> Result<(), HarvestError> {
+        self.bitmap.fill(u64::MAX);
+        self.copy_marked(shared, reader)
     }
 
     /// One harvest of all RAM.
@@ -75,6 +81,11 @@ impl Replica {
             return Ok(());
         }
         let _rearmed = log.rearm(reader, ram, &self.bitmap).map_err(HarvestError::Rearm)?;
+        self.copy_marked(shared, reader)
+    }
+
+    /// Copies the pages of the bitmap, and clears it.
+    fn copy_marked(&mut self, shared: &Shared<'_>, reader: &mut Reader<'_>) -> Result<(), HarvestError> {
         for index in 0..self.bitmap.len() {
             let mut bits = core::mem::take(&mut self.bitmap[index]);
             while bits != 0 {
@@ -96,13 +107,14 @@ impl Replica {
         trace::mark(Mark::Copied { ipa: ipa.raw() });
         let view = shared.stage2.view(reader, ipa).map_err(HarvestError::View)?;
         let frame = view.as_ref().map(|view| view.pa()).or_else(|| shared.memory.frame(ipa));
-        if let Some(frame) = frame {
-            memory::copy(shared.memory.words(frame), self.page(page));
+        match frame {
+            Some(frame) => memory::copy(shared.memory.words(frame), self.page(page)),
+            None => shared.memory.fill_untouched(ipa, self.page(page)),
         }
         Ok(())
     }
 
-    /// Compares with the guest's memory, which nobody changes meanwhile. What the guest never touched has to be untouched here.
+    /// Compares with the guest's memory, which nobody changes meanwhile. What has no frame has to be here what the guest would find.
     pub(crate) fn compare(&self, memory: &GuestMemory<'_>) -> Comparison {
         let mut comparison = Comparison::default();
         for page in 0..self.words.len() / PAGE_WORDS {
@@ -111,7 +123,7 @@ impl Replica {
             comparison.pages += u64::from(frame.is_some());
             let equal = match frame {
                 Some(frame) => memory::equal(memory.words(frame), self.page(page)),
-                None => memory::is_zero(self.page(page)),
+                None => memory.is_untouched(ipa, self.page(page)),
             };
             if !equal {
                 if comparison.different == 0 {

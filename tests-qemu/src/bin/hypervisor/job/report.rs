@@ -1,7 +1,7 @@
 //! What the host is told: progress now and then, and the report at the end.
 
 use serde::Serialize;
-use stage2::cpu::Statistics;
+use stage2::{cpu::Statistics, dirty::Tracking};
 use stage2_platform::{events, timer};
 
 use super::{
@@ -31,8 +31,8 @@ pub(crate) fn progress(phase: &'static str, shared: &Shared<'_>, house: &House<'
         event: "progress",
         phase,
         seconds: timer::now().as_secs_f32(),
-        rounds: house.replica.rounds,
-        dirty_pages: house.replica.copied,
+        rounds: house.migrations.replica.rounds,
+        dirty_pages: house.migrations.replica.copied,
         faults: statistics.faults_translation + statistics.faults_permission,
         tables_freed: statistics.tables_freed,
     });
@@ -46,6 +46,8 @@ pub(crate) struct Report {
     guest: Guest,
     replica: Replica,
     dirty: Dirty,
+    blocks: Blocks,
+    throughput: Throughput,
     moved: Moved,
     faults: Faults,
     walks: Walks,
@@ -79,8 +81,33 @@ struct Replica {
 
 #[derive(Serialize)]
 struct Dirty {
+    mode: &'static str,
     rounds: u64,
     pages: u64,
+    /// How often the replica was equal to the frozen guest's memory.
+    equal: u64,
+    /// Permission faults while a log was on: stores to what was clean.
+    faults: u64,
+    /// By scans, since nothing in them could be dirty.
+    tables_skipped: u64,
+}
+
+#[derive(Serialize)]
+struct Blocks {
+    mapped: u64,
+    split: u64,
+    collapsed: u64,
+    /// Of what is mapped, how much blocks map: before a log is on, and when it was off and blocks were joined again.
+    share_before: f32,
+    share_after: f32,
+}
+
+/// The guest's own work in a second: before, during and after a log is on.
+#[derive(Serialize)]
+struct Throughput {
+    before: f32,
+    during: f32,
+    after: f32,
 }
 
 #[derive(Serialize)]
@@ -137,7 +164,8 @@ impl Report {
         let usage = mmu.memory().usage();
         let Checks { done, failed } = shared.devices.checks();
         let own_checks = arguments.linux.is_none();
-        let Comparison { pages, different } = house.comparison.unwrap_or_default();
+        let migrations = &house.migrations;
+        let Comparison { pages, different } = migrations.comparison;
         Self {
             event: "report",
             outcome: shared.ending().name(),
@@ -147,8 +175,23 @@ impl Report {
                 checks: own_checks.then_some(done),
                 checks_failed: own_checks.then_some(failed),
             },
-            replica: Replica { equal: house.comparison.is_some() && different == 0, pages, different },
-            dirty: Dirty { rounds: house.replica.rounds, pages: house.replica.copied },
+            replica: Replica { equal: migrations.equal != 0 && different == 0, pages, different },
+            dirty: Dirty {
+                mode: migrations.mode.map_or("none", tracking_name),
+                rounds: migrations.replica.rounds,
+                pages: migrations.replica.copied,
+                equal: migrations.equal,
+                faults: migrations.faults,
+                tables_skipped: migrations.tables_skipped,
+            },
+            blocks: Blocks {
+                mapped: statistics.blocks_mapped,
+                split: statistics.blocks_split,
+                collapsed: statistics.blocks_collapsed,
+                share_before: house.shares[0],
+                share_after: house.shares[1],
+            },
+            throughput: Throughput { before: house.rates[0], during: house.rates[1], after: house.rates[2] },
             moved: Moved { ranges: house.mover.ranges, pages: house.mover.moved },
             faults: Faults::of(&statistics),
             walks: Walks {
@@ -214,6 +257,14 @@ impl Faults {
             retry: statistics.faults_retry,
             reflected: statistics.faults_reflected,
         }
+    }
+}
+
+fn tracking_name(tracking: Tracking) -> &'static str {
+    match tracking {
+        Tracking::WriteProtect => "write-protect",
+        Tracking::Hardware => "hardware",
+        Tracking::Adaptive => "adaptive",
     }
 }
 
