@@ -72,7 +72,7 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
     /// only if the bitmap covers all of it; else it stays dirty, and is in the next harvest again.
     ///
     /// Locks one table at a time; invalidates once per chunk of 64 tables in which anything is to be cleaned. With
-    /// [`Tracking::Adaptive`](super::Tracking::Adaptive) tables in which the scan has found nothing dirty are write-protected again.
+    /// [`Tracking::Adaptive`] tables in which the scan has found nothing dirty are write-protected again.
     ///
     /// # Errors
     /// See [`RearmError`].
