@@ -51,6 +51,8 @@ fn plain(value: &Value) -> String {
             fields.iter().map(field).collect::<Vec<_>>().join(", ")
         }
         Value::Number(number) => match number.as_f64() {
+            // A share, rather than a time or a rate.
+            Some(fraction) if number.is_f64() && fraction <= 1.0 => format!("{fraction:.3}"),
             Some(fraction) if number.is_f64() => format!("{fraction:.1}"),
             _ => number.to_string(),
         },
@@ -70,6 +72,7 @@ mod tests {
         let report = json!({
             "outcome": "powered-off",
             "faults": {"translation": 5, "spurious": 1},
+            "blocks": {"split": 2, "share_after": 0.99951},
             "grace_periods": 7,
             "host": {"wall_seconds": 2.04},
         });
@@ -78,6 +81,7 @@ mod tests {
         assert_eq!(
             text,
             "  outcome    powered-off\n  \
+               blocks     share after 1.000, split 2\n  \
                faults     spurious 1, translation 5\n  \
                host       wall seconds 2.0\n  \
                totals     grace periods 7\n"

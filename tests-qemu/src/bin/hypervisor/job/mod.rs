@@ -12,6 +12,7 @@ mod housekeeper;
 mod joiner;
 mod migration;
 mod mover;
+mod phases;
 mod replica;
 mod report;
 mod schedule;

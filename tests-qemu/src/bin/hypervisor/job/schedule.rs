@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The end of each phase, in percent of the time that the guest works. The last one ends with the guest.
 pub(crate) const LOGGING_FROM: u64 = 20;
-pub(crate) const LOGGING_UNTIL: u64 = 65;
+pub(crate) const LOGGING_UNTIL: u64 = 60;
 pub(crate) const LAST_FROM: u64 = 80;
 
 /// When the guest has begun to work.
