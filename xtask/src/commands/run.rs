@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::guest::Guest;
 use crate::job::{self, Job, Tracking};
@@ -39,19 +39,12 @@ pub(crate) struct Arguments {
     /// How the dirty log learns of stores [default: as the library chooses for the CPU]
     #[arg(long, value_enum, value_name = "MODE")]
     tracking: Option<Tracking>,
-    /// Whether the guest's memory is mapped by 2 MiB blocks where it can be
-    #[arg(long, value_enum, default_value_t = Switch::On, default_missing_value = "on", num_args = 0..=1)]
-    blocks: Switch,
+    /// Back the guest's memory with 2 MiB blocks
+    #[arg(long)]
+    blocks: bool,
     /// Where to write the report as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-}
-
-/// On or off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 /// Runs the job; an error unless it went well.
@@ -67,7 +60,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         seconds: arguments.seconds,
         seed: arguments.seed,
         tracking: arguments.tracking,
-        blocks: arguments.blocks == Switch::On,
+        blocks: arguments.blocks,
     };
     let qemu = Qemu::ensure()?;
     job.check(&qemu)?;
