@@ -84,7 +84,7 @@ impl<'s, 'h> Keeping<'_, 's, 'h, '_> {
         self.house.migrations.stop(self.shared, session);
 
         self.house.joiner = Joiner::default();
-        while self.lives() && self.house.joiner.passes == 0 {
+        while self.lives() && !self.house.joiner.is_done() {
             self.round("joining", Treatment::Joined)?;
         }
         if !self.lives() {
