@@ -65,6 +65,7 @@ impl Joiner {
         };
         // A table that was seen empty is not joined until the reclaimer has looked at it again.
         self.left += could_be_blocks().count();
+        self.left += stretches(piece).filter(|stretch| shared.memory.is_torn(stretch.start())).count();
         self.at += bytes;
         if self.at == ram.bytes() {
             self.at = 0;

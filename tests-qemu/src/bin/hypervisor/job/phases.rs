@@ -3,7 +3,7 @@
 //! 1. *before*: nothing is logged; blocks come in on demand, are cut and joined;
 //! 2. *logging*: a log is started under the guest, and all of memory is migrated to the replica several times. Nothing is torn to
 //!    pieces that could not be joined again;
-//! 3. *joining*: the log is off, and blocks are joined again, a few at a time;
+//! 3. *joining*: the log is off; what is in pieces is put together, and blocks are joined again, a few at a time;
 //! 4. *after*: as before;
 //! 5. *last*: another log, begun the other way, until the guest has ended: its last migration.
 
