@@ -9,7 +9,8 @@
 //! all others have to agree.
 //!
 //! # What is checked here
-//! What takes the memory's layout to be seen: a descriptor is stored whole, in a table that was given out, by who has its lock.
+//! What takes the memory's layout to be seen: a descriptor is stored whole, in a table that was given out, by who has its lock; but
+//! for one that nobody else can have come to yet.
 
 use anyhow::{Result, bail, ensure};
 use stage2::Pa;
@@ -17,6 +18,8 @@ use stage2::model::checker::{Event, Kind, Lock, MAX_CPUS};
 use stage2_trace_events::instruction::StoreKind;
 use stage2_trace_events::mark::Pool;
 
+/// Of an entry, the address: of a table, if it leads to one.
+const ADDRESS: u64 = 0xffff_ffff_f000;
 /// The bytes of a table's metadata.
 const META_BYTES: u64 = 64;
 
@@ -39,6 +42,8 @@ pub(super) struct Shadow {
 #[derive(Debug, Clone, Copy, Default)]
 struct Table {
     is_given: bool,
+    /// An entry has led to it, or its lock was taken. Before, it is its maker's alone, who fills it as he likes.
+    is_shared: bool,
     holder: Option<u16>,
 }
 
@@ -100,7 +105,7 @@ impl Shadow {
         let table = self.table(number);
         let old = std::mem::replace(self.word(pa), value);
         let event = Event::Store { table, index, old, new: value, release: kind.release };
-        let Table { is_given, holder } = self.states[number];
+        let Table { is_given, is_shared, holder } = self.states[number];
         let describe = |how: &str| format!("cpu {cpu} stores {value:#x} to entry {index} of {table:x?} {how}");
         if size != 3 || !pa.is_multiple_of(8) {
             return Some(Seen::Wrong(Kind::ConflictingTranslations, describe("in parts"), event));
@@ -113,7 +118,10 @@ impl Shadow {
         if old == value {
             return None;
         }
-        if holder != Some(cpu) {
+        if let Some(Place::Entry { number, .. }) = self.place(value & ADDRESS) {
+            self.states[number].is_shared = true;
+        }
+        if is_shared && holder != Some(cpu) {
             return Some(Seen::Wrong(Kind::StoredWithoutLock, describe("without its lock"), event));
         }
         Some(Seen::Event(event))
@@ -132,6 +140,7 @@ impl Shadow {
             let is_there = *self.lock.get_or_insert(offset) == offset;
             ensure!(is_there, "{lock:x?} is at {offset} of its metadata, not where the others are");
             self.states[number].holder = Some(cpu);
+            self.states[number].is_shared = true;
             return Ok(Some(Seen::Event(Event::Locked(lock))));
         }
         let is_unlock = self.lock == Some(offset) && value == 0 && self.states[number].holder.take().is_some();
@@ -166,7 +175,10 @@ impl Shadow {
     pub(super) fn set_given(&mut self, table: u64, order: u32, is_given: bool) {
         let Some(Place::Entry { number, .. }) = self.place(table) else { return };
         let count = 1usize << order.min(4);
-        self.states.iter_mut().skip(number).take(count).for_each(|state| state.is_given = is_given);
+        self.states.iter_mut().skip(number).take(count).for_each(|state| {
+            state.is_given = is_given;
+            state.is_shared = false;
+        });
     }
 
     fn place(&self, pa: u64) -> Option<Place> {

@@ -161,6 +161,16 @@ fn what_the_hardware_wrote_is_found_and_what_nobody_wrote_is_blamed() {
 }
 
 #[test]
+fn a_table_is_filled_without_its_lock_until_an_entry_leads_to_it() {
+    let link = || Step { missed_as: None, records: locked_store(ROOT, 0, LEAVES | 0b11) };
+    let fill = || Step { missed_as: None, records: vec![store(LEAVES, 5, LEAF)] };
+    let given = || trace().into_iter().take(2);
+    assert_eq!(findings(POOL, given().chain([fill(), link()])).violations, [""; 0]);
+    let found = findings(POOL, given().chain([link(), fill()]));
+    assert!(found.violations[0].starts_with("StoredWithoutLock"), "{:?}", found.violations);
+}
+
+#[test]
 fn half_a_descriptor_is_not_stored() {
     let half = Happening::Store { pa: LEAVES + 40, value: 0, size: 2, kind: RELEASE };
     let step = Step { missed_as: None, records: vec![record(0, half)] };

@@ -88,6 +88,11 @@ impl<'m> GuestMemory<'m> {
         self.is_all_in(ipa, run, |word| word == NONE).then_some(run)
     }
 
+    /// Whether the stretch of `ipa` has frames and no whole run, though it may have one.
+    pub(crate) fn is_torn(&self, ipa: Ipa) -> bool {
+        self.blocks && self.is_begun(ipa) && self.run(ipa).is_none()
+    }
+
     /// Whether anything of the stretch of `ipa` was touched.
     pub(crate) fn is_begun(&self, ipa: Ipa) -> bool {
         self.stretch_word(ipa).is_some_and(|word| word.load(Ordering::Acquire) != NONE)

@@ -106,7 +106,7 @@ pub(super) enum Treatment<'a, 's, 'h> {
     Free,
     /// It is logged, and moved so that it can be joined.
     Logged(&'a mut Session<'s, 'h>),
-    /// It is joined, and left alone otherwise.
+    /// It is joined; what is in pieces is put together for that.
     Joined,
 }
 
@@ -129,9 +129,11 @@ impl<'h> House<'h> {
             }
             Treatment::Free | Treatment::Joined => self.joiner.step(shared, reader).map_err(Trouble::Join)?,
         }
-        if is_moved {
-            self.mover.move_one(shared, reader, may_scatter).map_err(Trouble::Move)?;
-        }
+        let moved = match is_moved {
+            true => self.mover.move_one(shared, reader, may_scatter),
+            false => self.mover.mend_one(shared, reader),
+        };
+        moved.map_err(Trouble::Move)?;
         self.reclaim(shared, reader)?;
         // At once, before chance takes a stale entry out of some TLB.
         self.mover.poll();

@@ -15,6 +15,9 @@ use super::shared::Shared;
 /// Stretches that one step goes through.
 const STRETCHES: u64 = 8;
 
+/// Passes after which what is left is left.
+const MAX_PASSES: u64 = 16;
+
 /// Why something was not joined.
 #[derive(Clone, Copy, Debug, defmt::Format)]
 pub(crate) enum JoinError {
@@ -28,10 +31,18 @@ pub(crate) struct Joiner {
     /// Bytes from the start of RAM to where it goes on.
     at: u64,
     /// How often it was through.
-    pub(crate) passes: u64,
+    passes: u64,
+    /// Stretches that could be blocks and are not: in this pass, and in the one before.
+    left: usize,
+    left_before: usize,
 }
 
 impl Joiner {
+    /// Whether a pass has left nothing that could be joined, or so many passes have that there is no end to it.
+    pub(crate) fn is_done(&self) -> bool {
+        self.passes != 0 && self.left_before == 0 || self.passes >= MAX_PASSES
+    }
+
     /// The next few stretches; the same again, if the library has no room for their tables now.
     pub(crate) fn step(&mut self, shared: &Shared<'_>, reader: &Reader<'_>) -> Result<(), JoinError> {
         if !shared.memory.has_blocks() {
@@ -41,19 +52,25 @@ impl Joiner {
         let ram = shared.memory.ram();
         let bytes = (STRETCHES * RUN_BYTES).min(ram.bytes() - self.at);
         let Some(piece) = IpaRange::new(ram.start().offset(self.at), bytes) else { return Ok(()) };
-        for stretch in stretches(piece) {
-            if shared.memory.run(stretch.start()).is_some() && is_in_pieces(shared, reader, stretch) {
-                populate(shared, reader, stretch).map_err(JoinError::Map)?;
-            }
+        let could_be_blocks = || {
+            let has_run = |stretch: &IpaRange| shared.memory.run(stretch.start()).is_some();
+            stretches(piece).filter(has_run).filter(|&stretch| is_in_pieces(shared, reader, stretch))
+        };
+        for stretch in could_be_blocks() {
+            populate(shared, reader, stretch).map_err(JoinError::Map)?;
         }
         match shared.stage2.collapse(reader, piece) {
             Err(CollapseError::Stopped(Stopped { cause: ChangeCause::Retry, .. })) => return Ok(()),
             collapsed => collapsed.map_err(JoinError::Collapse)?,
         };
+        // A table that was seen empty is not joined until the reclaimer has looked at it again.
+        self.left += could_be_blocks().count();
+        self.left += stretches(piece).filter(|stretch| shared.memory.is_torn(stretch.start())).count();
         self.at += bytes;
         if self.at == ram.bytes() {
             self.at = 0;
             self.passes += 1;
+            self.left_before = core::mem::take(&mut self.left);
         }
         Ok(())
     }

@@ -24,7 +24,10 @@ use stage2_tests_qemu::{
     memory::{self, PAGE_BYTES},
 };
 
-use super::{joiner, shared::Shared};
+use super::{
+    joiner::{self, stretches},
+    shared::Shared,
+};
 
 /// Frames that may wait for a grace period.
 pub(crate) const RETIRED: usize = 3 * RUN_PAGES;
@@ -98,6 +101,15 @@ impl<'h> Mover<'h> {
             return self.scatter(shared, reader, part);
         }
         self.move_whole(shared, reader, stretch)
+    }
+
+    /// Moves the first stretch that is in pieces into a run, if there is one.
+    pub(crate) fn mend_one(&mut self, shared: &Shared<'h>, reader: &Reader<'_>) -> Result<(), MoveError> {
+        let torn = stretches(shared.memory.ram()).find(|stretch| shared.memory.is_torn(stretch.start()));
+        match torn.filter(|_| self.retired.remaining_capacity() >= RUN_PAGES) {
+            Some(stretch) => self.move_whole(shared, reader, stretch),
+            None => Ok(()),
+        }
     }
 
     /// Unmaps a random stretch of RAM, or a part of it, and leaves the content where it is. That takes a tenth of the time of a

@@ -3,7 +3,7 @@
 //! 1. *before*: nothing is logged; blocks come in on demand, are cut and joined;
 //! 2. *logging*: a log is started under the guest, and all of memory is migrated to the replica several times. Nothing is torn to
 //!    pieces that could not be joined again;
-//! 3. *joining*: the log is off, and blocks are joined again, a few at a time;
+//! 3. *joining*: the log is off; what is in pieces is put together, and blocks are joined again, a few at a time;
 //! 4. *after*: as before;
 //! 5. *last*: another log, begun the other way, until the guest has ended: its last migration.
 
@@ -84,7 +84,7 @@ impl<'s, 'h> Keeping<'_, 's, 'h, '_> {
         self.house.migrations.stop(self.shared, session);
 
         self.house.joiner = Joiner::default();
-        while self.lives() && self.house.joiner.passes == 0 {
+        while self.lives() && !self.house.joiner.is_done() {
             self.round("joining", Treatment::Joined)?;
         }
         if !self.lives() {
