@@ -7,7 +7,7 @@ use super::clock::{Clock, Write};
 use super::invalidate::Coverage;
 use super::shape::{Meaning, Root, meaning};
 use super::tlb::{Cached, Mask, Place, cpus};
-use super::walks::{Conflicts, Context, EVERYWHERE};
+use super::walks::{Context, EVERYWHERE, Fetching};
 use super::{Checker, Event, Invalidate, Issued, Kind, of_table};
 use crate::arch::{Dsb, Scope, Stage2Registers};
 
@@ -37,7 +37,7 @@ impl Checker {
                 format!("cpu {cpu} takes up a VMID under which it may have cached {:#x} at {place:x?}", cached.value);
             self.violation(kind, what, of_table(cached.table));
         }
-        self.walk_root(cpu, root, None, EVERYWHERE, Conflicts::AreWrong);
+        self.walk_root(cpu, root, None, EVERYWHERE, Fetching::Anew);
     }
 
     pub(super) fn everything(&self) -> Clock {
@@ -131,7 +131,7 @@ impl Checker {
         let is_meant = |of: u16| vmid.is_none_or(|vmid| vmid == of);
         for &(cpu, root) in issued.roots.iter().filter(|(_, root)| is_meant(root.vmid)) {
             let seen = issued.seen[usize::from(cpu)];
-            self.walk_root(cpu, root, Some(&seen), range, Conflicts::WereSeen);
+            self.walk_root(cpu, root, Some(&seen), range, Fetching::Again);
         }
         let mut kept: Vec<(u16, Context)> = Vec::new();
         for &place in places {
@@ -147,7 +147,7 @@ impl Checker {
             }
         }
         for (cpu, at) in kept {
-            self.walk(cpu, at, range, Conflicts::WereSeen);
+            self.walk(cpu, at, range, Fetching::Again);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::format;
 use super::memory::Version;
 use super::shape::Shape;
 use super::tlb::cpus;
-use super::walks::{Conflicts, EVERYWHERE};
+use super::walks::{EVERYWHERE, Fetching};
 use super::{Checker, Cpu, Kind, Lock, of_table};
 use crate::addr::Pa;
 use crate::descriptor::Descriptor;
@@ -94,7 +94,7 @@ impl Checker {
         self.memory.store(table, index, version);
         for (at, mask) in self.contexts(table) {
             let Some(fetched) = at.entry(index, version.value, version.brings, self.options.shape) else { continue };
-            cpus(mask).for_each(|cpu| self.fetch(cpu, fetched, EVERYWHERE, Conflicts::AreWrong));
+            cpus(mask).for_each(|cpu| self.fetch(cpu, fetched, EVERYWHERE, Fetching::Anew));
         }
     }
 

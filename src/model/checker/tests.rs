@@ -154,6 +154,31 @@ fn an_unmap_needs_each_step_of_its_invalidation() {
 }
 
 #[test]
+fn an_invalidation_that_was_issued_before_the_mark_and_completes_later_brings_nothing_back_and_takes_nothing_for_good()
+{
+    let earlier = || {
+        let mut checker = mapped();
+        run(&mut checker, 2, &flush(IPA)[..4]);
+        checker
+    };
+    let unmap = unmap();
+    let until = 1 + unmap.iter().position(|&event| event == ISH).unwrap();
+    let mut both = earlier();
+    run(&mut both, 0, &unmap[..until]);
+    run(&mut both, 2, &flush(IPA)[4..]);
+    run(&mut both, 0, &unmap[until..]);
+    assert_sound(&both);
+
+    let mut earlier_alone = earlier();
+    let mark = store(L3, AT, leaf(FRAME, true), removing());
+    run(&mut earlier_alone, 0, &mark);
+    earlier_alone.step(0, ISHST);
+    run(&mut earlier_alone, 2, &flush(IPA)[4..]);
+    run(&mut earlier_alone, 0, &store(L3, AT, removing(), Descriptor::NONE));
+    assert_eq!(kinds(&earlier_alone), [Kind::SettledWhileCached]);
+}
+
+#[test]
 fn a_local_invalidation_does_not_reach_another_cpu() {
     let operation = Tlbi::Ipa { ipa: Ipa::new(IPA), ttl: 0, scope: Scope::Local };
     for (step, instead) in

@@ -110,6 +110,13 @@ impl Tlb {
         true
     }
 
+    /// Whether CPU `cpu` may have had it as an entry of stage 2 until `now`, when it was dropped, or has it still.
+    pub(super) fn had(&self, cpu: u16, fetched: &Fetched, now: u64) -> bool {
+        let mut same =
+            self.at(fetched.place).iter().filter(|it| (it.value, it.table) == (fetched.value, fetched.table));
+        same.any(|cached| cached.stage2 & 1 << cpu != 0 || cached.gone[usize::from(cpu)] == now)
+    }
+
     pub(super) fn at(&self, place: Place) -> &[Cached] {
         self.places.get(&place).map_or(&[], |cached| cached)
     }

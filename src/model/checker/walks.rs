@@ -37,12 +37,14 @@ impl Context {
     }
 }
 
-/// Whether a conflict with what is cached is news.
+/// Why something is fetched.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Conflicts {
-    AreWrong,
-    /// When both were cached first.
-    WereSeen,
+pub(super) enum Fetching {
+    /// It was not there before: a conflict with what is cached is news.
+    Anew,
+    /// An invalidation has just taken it, and it may have been cached after that was issued. That is so only of what was there until
+    /// now: what was taken meanwhile by another invalidation, issued later, is gone.
+    Again,
 }
 
 impl Checker {
@@ -75,10 +77,13 @@ impl Checker {
     }
 
     /// `cpu` may fetch this entry, and what it leads to within `range`.
-    pub(super) fn fetch(&mut self, cpu: u16, fetched: Fetched, range: (u64, u64), conflicts: Conflicts) {
+    pub(super) fn fetch(&mut self, cpu: u16, fetched: Fetched, range: (u64, u64), fetching: Fetching) {
         let shape = self.options.shape;
+        if fetching == Fetching::Again && !self.tlb.had(cpu, &fetched, self.now) {
+            return;
+        }
         let is_new = self.tlb.insert(cpu, &fetched);
-        if is_new && conflicts == Conflicts::AreWrong {
+        if is_new && fetching == Fetching::Anew {
             self.look_for_conflicts(cpu, &fetched);
         }
         let Meaning::Table(child) = meaning(fetched.value, fetched.place.level, shape) else { return };
@@ -92,11 +97,11 @@ impl Checker {
         }
         let Place { level, ipa, .. } = fetched.place;
         let at = Context { place: fetched.place, level: level + 1, table: child, base: ipa, seen: fetched.seen };
-        self.walk(cpu, at, range, conflicts);
+        self.walk(cpu, at, range, fetching);
     }
 
     /// `cpu` may fetch everything of this table that is valid, within `range`.
-    pub(super) fn walk(&mut self, cpu: u16, at: Context, range: (u64, u64), conflicts: Conflicts) {
+    pub(super) fn walk(&mut self, cpu: u16, at: Context, range: (u64, u64), fetching: Fetching) {
         let shape = self.options.shape;
         let shift = shape.shift(at.level);
         let end = at.base + ((shape.entries() as u64) << shift) - 1;
@@ -110,7 +115,7 @@ impl Checker {
             let versions = self.memory.visible(at.table, index, &at.seen);
             found.extend(versions.filter_map(|version| at.entry(index, version.value, version.brings, shape)));
         }
-        found.into_iter().for_each(|fetched| self.fetch(cpu, fetched, range, conflicts));
+        found.into_iter().for_each(|fetched| self.fetch(cpu, fetched, range, fetching));
     }
 
     pub(super) fn walk_root(
@@ -119,7 +124,7 @@ impl Checker {
         root: Root,
         seen: Option<&Clock>,
         range: (u64, u64),
-        conflicts: Conflicts,
+        fetching: Fetching,
     ) {
         for nth in 0..root.tables(self.options.shape) {
             let mut at = self.root_context(cpu, root, nth);
@@ -127,7 +132,7 @@ impl Checker {
                 page.is_linked = true;
             }
             at.seen = seen.copied().unwrap_or(at.seen);
-            self.walk(cpu, at, range, conflicts);
+            self.walk(cpu, at, range, fetching);
         }
     }
 
