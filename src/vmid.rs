@@ -85,18 +85,23 @@ impl Book {
         free
     }
 
-    fn is_taken(&self, vmid: Vmid) -> bool {
-        self.taken[usize::from(vmid.0) / 64] & 1 << (vmid.0 % 64) != 0
-    }
-
     fn give_back(&mut self, vmid: Vmid) {
         self.taken[usize::from(vmid.0) / 64] &= !(1 << (vmid.0 % 64));
+    }
+
+    /// The first from `from` to before `end` that is not taken: a word of them at a time.
+    fn first_free(&self, from: u32, end: u32) -> Option<u32> {
+        let (first, before) = (from / 64, (1u64 << (from % 64)) - 1);
+        let words = (first..end.div_ceil(64)).zip(self.taken.iter().skip(first as usize));
+        let mut words = words.map(|(nth, &taken)| (nth, if nth == first { taken | before } else { taken }));
+        let (nth, taken) = words.find(|&(_, taken)| taken != u64::MAX)?;
+        Some(nth * 64 + taken.trailing_ones()).filter(|&found| found < end)
     }
 
     /// A VMID that is not taken, other than 0.
     fn find(&mut self, bits: u32) -> Option<Vmid> {
         let count = 1u32 << bits;
-        let found = (self.next..count).chain(1..self.next).find(|&raw| !self.is_taken(Vmid(raw as u16)))?;
+        let found = self.first_free(self.next, count).or_else(|| self.first_free(1, self.next))?;
         self.next = if found + 1 == count { 1 } else { found + 1 };
         Some(Vmid(found as u16))
     }
