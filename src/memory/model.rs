@@ -1,4 +1,4 @@
-//! Table memory made of constructed arrays: loom's atomics cannot be laid over raw pages.
+//! Table memory made of a constructed array: loom's atomics cannot be laid over raw pages.
 
 use core::marker::PhantomData;
 #[cfg(all(feature = "model", not(loom)))]
@@ -11,35 +11,51 @@ use std::vec::Vec;
 use crate::addr::Pa;
 use crate::geometry::granule::Granule;
 use crate::memory::{OutOfTables, TableMemory, TableMeta, TablePage};
-use crate::sync::{Mutex, Word, probe};
+#[cfg(all(feature = "model", not(loom)))]
+use crate::sync::probe;
+use crate::sync::{self, Mutex, Word};
 
 /// What a freed page is filled with: reserved at every level, so a walk that meets it has looked at a freed table.
 pub const POISON: u64 = 0xdead_0000_0000_0004;
 
 /// Who is told what becomes of the pages of a [`ModelMemory`].
 pub(crate) trait TableWatcher: Send + Sync {
-    /// These are the pages.
+    /// This is the memory.
     #[cfg(all(feature = "model", not(loom)))]
-    fn watch(&self, pages: Vec<WatchedPage>);
+    fn watch(&self, memory: WatchedMemory);
     /// `1 << order` pages from `table` on were given out, zeroed.
     fn given(&self, table: Pa, order: u32);
     /// They are given back.
     fn freed(&self, table: Pa, order: u32);
 }
 
-/// Where the modelled memory keeps a page.
+/// Where the modelled memory keeps its pages.
 #[cfg(all(feature = "model", not(loom)))]
-pub(crate) struct WatchedPage {
-    pub(crate) table: Pa,
-    /// The addresses of its words.
-    pub(crate) words: Range<usize>,
-    /// The address of its lock.
-    pub(crate) lock: usize,
+pub(crate) struct WatchedMemory {
+    base: Pa,
+    page_shift: u32,
+    index_bits: u32,
+    /// The addresses of the words of all pages, page after page.
+    words: Range<usize>,
+    /// The address of each page's lock, and the page.
+    pub(crate) locks: Vec<(usize, Pa)>,
+}
+
+#[cfg(all(feature = "model", not(loom)))]
+impl WatchedMemory {
+    /// The table that has the word at this address, and its place there.
+    pub(crate) fn word(&self, address: usize) -> Option<(Pa, usize)> {
+        let nth = self.words.contains(&address).then(|| (address - self.words.start) / size_of::<Word>())?;
+        let table = self.base.offset(((nth >> self.index_bits) as u64) << self.page_shift);
+        Some((table, nth & ((1 << self.index_bits) - 1)))
+    }
 }
 
 /// Table memory of a fixed number of pages, on a host.
 pub struct ModelMemory<G> {
-    pages: Vec<Page>,
+    /// Page after page.
+    words: Box<[Word]>,
+    metas: Box<[TableMeta]>,
     base: Pa,
     /// Indices of free pages.
     free: Mutex<Vec<usize>>,
@@ -49,17 +65,12 @@ pub struct ModelMemory<G> {
     granule: PhantomData<G>,
 }
 
-struct Page {
-    entries: Box<[Word]>,
-    meta: TableMeta,
-}
-
 impl<G: Granule> ModelMemory<G> {
     /// Memory of `pages` table pages.
     pub fn new(pages: usize) -> Self {
-        let page = || Page { entries: (0..G::ENTRIES).map(|_| Word::new(POISON)).collect(), meta: TableMeta::new() };
         Self {
-            pages: (0..pages).map(|_| page()).collect(),
+            words: (0..pages * G::ENTRIES).map(|_| Word::new(POISON)).collect(),
+            metas: (0..pages).map(|_| TableMeta::new()).collect(),
             base: Pa::new(16 * G::PAGE_SIZE),
             free: Mutex::new((0..pages).rev().collect()),
             failing_in: Plain::new(u64::MAX),
@@ -72,15 +83,15 @@ impl<G: Granule> ModelMemory<G> {
     #[cfg(all(feature = "model", not(loom)))]
     pub(crate) fn watched(pages: usize, watcher: Arc<dyn TableWatcher>) -> Self {
         let memory = Self::new(pages);
-        let watched = memory.pages.iter().enumerate().map(|(index, page)| {
-            let words = page.entries.as_ptr_range();
-            WatchedPage {
-                table: memory.pa(index),
-                words: words.start.addr()..words.end.addr(),
-                lock: page.meta.lock_address(),
-            }
+        let words = memory.words.as_ptr_range();
+        let lock = |(index, meta): (usize, &TableMeta)| (meta.lock_address(), memory.pa(index));
+        watcher.watch(WatchedMemory {
+            base: memory.base,
+            page_shift: G::PAGE_SHIFT,
+            index_bits: G::INDEX_BITS,
+            words: words.start.addr()..words.end.addr(),
+            locks: memory.metas.iter().enumerate().map(lock).collect(),
         });
-        watcher.watch(watched.collect());
         Self { watcher: Some(watcher), ..memory }
     }
 
@@ -91,13 +102,13 @@ impl<G: Granule> ModelMemory<G> {
 
     /// Pages given out and not given back.
     pub fn live(&self) -> usize {
-        self.pages.len() - self.free.lock().len()
+        self.metas.len() - self.free.lock().len()
     }
 
     /// The hardware's atomic update of a descriptor to what `change` makes of it, if it makes something; what it made.
     #[cfg(all(feature = "model", not(loom)))]
     pub(crate) fn update(&self, table: Pa, index: usize, change: impl Fn(u64) -> Option<u64>) -> Option<u64> {
-        let word = self.pages.get(self.index(table)?)?.entries.get(index)?;
+        let word = self.entries(self.index(table)?).get(index)?;
         probe::unwatched(|| {
             let old = word.load(Ordering::Acquire);
             let new = change(old)?;
@@ -107,24 +118,21 @@ impl<G: Granule> ModelMemory<G> {
 
     fn index(&self, table: Pa) -> Option<usize> {
         let index = (table.raw().checked_sub(self.base.raw())? >> G::PAGE_SHIFT) as usize;
-        (index < self.pages.len() && table.is_aligned(G::PAGE_SHIFT)).then_some(index)
+        (index < self.metas.len() && table.is_aligned(G::PAGE_SHIFT)).then_some(index)
     }
 
     fn pa(&self, index: usize) -> Pa {
         self.base.offset((index as u64) << G::PAGE_SHIFT)
     }
 
-    /// Nobody is told of these stores: they are part of giving and taking back.
-    fn fill(&self, first: usize, order: u32, value: u64) {
-        probe::unwatched(|| self.fill_unwatched(first, order, value));
+    fn entries(&self, index: usize) -> &[Word] {
+        &self.words[index * G::ENTRIES..][..G::ENTRIES]
     }
 
-    fn fill_unwatched(&self, first: usize, order: u32, value: u64) {
-        for page in self.pages.iter().skip(first).take(1 << order) {
-            for entry in &page.entries {
-                entry.store(value, Ordering::Relaxed);
-            }
-        }
+    /// Nobody is told of these stores: they are part of giving and taking back.
+    fn fill(&self, first: usize, order: u32, value: u64) {
+        let words = self.words.iter().skip(first * G::ENTRIES).take(G::ENTRIES << order);
+        words.for_each(|word| sync::store_unwatched(word, value));
     }
 }
 
@@ -171,7 +179,7 @@ unsafe impl<G: Granule> TableMemory for ModelMemory<G> {
     }
 
     unsafe fn table(&self, table: Pa) -> Option<TablePage<'_>> {
-        let page = self.pages.get(self.index(table)?)?;
-        Some(TablePage { entries: &page.entries, meta: &page.meta })
+        let index = self.index(table)?;
+        Some(TablePage { entries: self.entries(index), meta: self.metas.get(index)? })
     }
 }

@@ -12,12 +12,14 @@ use std::string::ToString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
+use rustc_hash::FxHashMap;
+
 use super::checker::{Checker, Event, Kind, Lock, MAX_CPUS, Options, Shape, Violation};
 use super::frames::Frames;
 use crate::addr::{Ipa, Pa};
 use crate::arch::{Arch, Dsb, SavedContext, Stage1Access, Stage2Registers, Tlbi};
 use crate::geometry::granule::Granule;
-use crate::memory::model::{ModelMemory, TableWatcher, WatchedPage};
+use crate::memory::model::{ModelMemory, TableWatcher, WatchedMemory};
 use crate::sync::probe::{Seat, Watcher, this_cpu};
 
 /// A modelled machine. Clones are the same machine.
@@ -37,10 +39,10 @@ pub(super) struct State {
     pub(super) frames: Frames,
     /// The guest's stage 1: pages of virtual addresses. Where there is none it is the identity.
     pub(super) stage1: BTreeMap<u64, Ipa>,
-    /// Where a word is: by its address, the end of its page's words and the table.
-    words: BTreeMap<usize, (usize, Pa)>,
+    /// Table memory, the latest last.
+    memories: Vec<WatchedMemory>,
     /// Whose a lock is.
-    locks: BTreeMap<usize, Pa>,
+    locks: FxHashMap<usize, Pa>,
     /// For choices: which of several translations is used, what a register holds that the architecture leaves unknown.
     random: u64,
 }
@@ -76,8 +78,8 @@ impl ModelMmu {
             cpus: std::vec![Registers::default(); options.cpus.min(MAX_CPUS)],
             frames: Frames::default(),
             stage1: BTreeMap::new(),
-            words: BTreeMap::new(),
-            locks: BTreeMap::new(),
+            memories: Vec::new(),
+            locks: FxHashMap::default(),
             random: seed | 1,
         };
         Self(Arc::new(Machine { state: Mutex::new(state), is_strict }))
@@ -133,11 +135,10 @@ impl Machine {
     /// # Panics
     /// If something was wrong and the machine is strict.
     pub(super) fn judge(&self, state: MutexGuard<'_, State>) {
-        let wrong = if self.is_strict { state.checker.violations().last().map(ToString::to_string) } else { None };
+        let Some(wrong) = state.checker.violations().last().filter(|_| self.is_strict) else { return };
+        let wrong = wrong.to_string();
         drop(state);
-        if let Some(wrong) = wrong
-            && !std::thread::panicking()
-        {
+        if !std::thread::panicking() {
             panic!("{wrong}");
         }
     }
@@ -169,8 +170,7 @@ impl Machine {
 impl State {
     /// Where the word at this address is.
     fn word(&self, address: usize) -> Option<(Pa, usize)> {
-        let (&first, &(end, table)) = self.words.range(..=address).next_back()?;
-        (address < end).then(|| (table, (address - first) / size_of::<u64>()))
+        self.memories.iter().rev().find_map(|memory| memory.word(address))
     }
 
     fn lock(&self, address: usize) -> Lock {
@@ -193,12 +193,10 @@ impl State {
 }
 
 impl TableWatcher for Machine {
-    fn watch(&self, pages: Vec<WatchedPage>) {
+    fn watch(&self, memory: WatchedMemory) {
         let mut state = self.state();
-        for WatchedPage { table, words, lock } in pages {
-            state.words.insert(words.start, (words.end, table));
-            state.locks.insert(lock, table);
-        }
+        state.locks.extend(memory.locks.iter().copied());
+        state.memories.push(memory);
     }
 
     fn given(&self, table: Pa, order: u32) {

@@ -48,6 +48,12 @@ pub(crate) fn load_owned_bits(bits: &AtomicU64) -> u64 {
     if cfg!(loom) { bits.fetch_or(0, Ordering::Relaxed) } else { bits.load(Ordering::Relaxed) }
 }
 
+/// Stores to `word` as if nobody watched.
+#[cfg(any(test, loom, feature = "model"))]
+pub(crate) fn store_unwatched(word: &Word, value: u64) {
+    word.store_unwatched(value);
+}
+
 /// Declares a constructor that is `const` except under loom, whose atomics cannot be made at compile time.
 macro_rules! const_unless_loom {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty $body:block) => {

@@ -33,12 +33,6 @@ pub(super) fn locked<T>(_lock: &super::Mutex<T>) -> Holding {
     Holding
 }
 
-/// Does `f`.
-#[cfg(any(test, loom, feature = "model"))]
-pub(crate) fn unwatched<T>(f: impl FnOnce() -> T) -> T {
-    f()
-}
-
 /// This thread's read section has ended.
 #[inline(always)]
 pub(crate) fn section_ended() {}

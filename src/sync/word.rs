@@ -31,6 +31,12 @@ impl Word {
         self.load(Ordering::Relaxed)
     }
 
+    /// A store that nobody is told of.
+    #[cfg(any(test, loom, feature = "model"))]
+    pub(super) fn store_unwatched(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// See [`core::sync::atomic::AtomicU64::store`].
     #[inline(always)]
     pub fn store(&self, value: u64, ordering: Ordering) {

@@ -4,6 +4,7 @@ use std::format;
 use std::vec::Vec;
 
 use super::shape::{self, Access, Leaf, Meaning, Root, meaning};
+use super::tlb::owned;
 use super::walks::Context;
 use super::{Checker, Kind, of_table};
 use crate::addr::Level;
@@ -25,8 +26,8 @@ pub(in crate::model) struct Translation {
 
 impl Checker {
     pub(super) fn frame_freed(&mut self, frame: u64, bytes: u64) {
-        let cached = self.tlb.leading_to_frame(frame, bytes).collect();
-        self.must_not_be_cached(Kind::FrameFreedWhileCached, &format!("frame {frame:#x} is given back"), cached);
+        let cached = owned(self.tlb.leading_to_frame(frame, bytes));
+        self.must_not_be_cached(Kind::FrameFreedWhileCached, || format!("frame {frame:#x} is given back"), cached);
     }
 
     /// No CPU may store to the page at `ipa` unseen: where one may, the tables say that it is dirty.
@@ -122,7 +123,7 @@ impl Checker {
         let mut table = root + (nth << shape.page_shift);
         for level in found.level..=shape::LEAF {
             let index = (ipa >> shape.shift(level)) as usize & (shape.entries() - 1);
-            let value = self.memory.current(table, index)?.value;
+            let value = self.memory.current(table, index)?;
             match Descriptor::from_raw(value).next_table(level_of(level)) {
                 Some(child) => table = child.raw(),
                 None => return Some(Descriptor::from_raw(value)),

@@ -7,12 +7,12 @@ pub const MAX_CPUS: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Write {
     pub(super) cpu: u16,
-    pub(super) nth: u64,
+    pub(super) nth: u32,
 }
 
 /// Of each CPU, how many of its stores.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Clock([u64; MAX_CPUS]);
+pub(super) struct Clock([u32; MAX_CPUS]);
 
 impl Clock {
     pub(super) fn has(&self, write: Write) -> bool {

@@ -2,13 +2,43 @@
 
 use std::format;
 
+use rustc_hash::FxHashSet;
+
 use super::clock::Write;
 use super::{Checker, Kind, Lock, of_table};
 
+/// Tables a CPU has looked at in its read section.
+#[derive(Clone, Default)]
+pub(super) struct LookedAt {
+    tables: FxHashSet<u64>,
+    /// The one it looks at: many looks in a row are at one table.
+    latest: Option<u64>,
+}
+
+impl LookedAt {
+    fn note(&mut self, table: u64) {
+        if self.latest.replace(table) != Some(table) {
+            self.tables.insert(table);
+        }
+    }
+
+    pub(super) fn contains(&self, table: u64) -> bool {
+        self.tables.contains(&table)
+    }
+
+    /// The read section has ended.
+    pub(super) fn clear(&mut self) {
+        self.tables.clear();
+        self.latest = None;
+    }
+}
+
 impl Checker {
+    /// # Panics
+    /// If it is one of more stores than a clock can count.
     pub(super) fn next_write(&mut self, cpu: u16) -> Write {
         let state = self.cpu(cpu);
-        state.stores += 1;
+        state.stores = state.stores.checked_add(1).expect("a CPU stores less often than 2^32 times");
         let write = Write { cpu, nth: state.stores };
         state.ordered.add(write);
         write
@@ -47,12 +77,13 @@ impl Checker {
     }
 
     pub(super) fn looked(&mut self, cpu: u16, table: u64, index: usize, acquire: bool) {
-        let is_free = self.memory.page(table).is_some_and(|page| page.is_free);
-        self.cpu(cpu).looked_at.insert(table);
-        if acquire && let Some(current) = self.memory.current(table, index) {
-            self.cpu(cpu).acquired.join(&current.brings);
+        let state = &mut self.cpus[usize::from(cpu)];
+        state.looked_at.note(table);
+        let Some(page) = self.memory.page(table) else { return };
+        if acquire && let Some(current) = page.current(index) {
+            state.acquired.join(&current.brings);
         }
-        if is_free {
+        if page.is_free {
             let what = format!("cpu {cpu} looks at entry {index} of the freed table {table:#x}");
             self.violation(Kind::FreedTableUsed, what, of_table(table));
         }

@@ -3,8 +3,9 @@
 //! A store may become visible to a walker at any time. It is sure to be visible once a DSB is complete that has it behind it; and to
 //! a walk that has come through an entry, what was stored before that entry with release, or before a barrier, is visible too.
 
-use std::collections::{BTreeSet, HashMap};
 use std::vec::Vec;
+
+use rustc_hash::FxHashMap;
 
 use super::clock::{Clock, Write};
 
@@ -17,10 +18,20 @@ pub(super) struct Version {
     pub(super) brings: Clock,
 }
 
+/// A word that was stored to since its page was zeroed.
+struct Word {
+    current: Version,
+    /// What a walker may still see instead, the latest last.
+    older: Vec<Version>,
+}
+
 /// A page of table memory.
 pub(super) struct Page {
-    /// The versions of each word, the current one last. Empty: it was not stored to since the page was zeroed.
-    words: Vec<Vec<Version>>,
+    /// The place in `stored` of each word, counted from 1. Most words of a page are never stored to: 0.
+    places: Vec<u16>,
+    stored: Vec<Word>,
+    /// The indices of those words, in order.
+    indices: Vec<u16>,
     /// The store that zeroed the page.
     zeroed: Write,
     pub(super) is_free: bool,
@@ -29,15 +40,15 @@ pub(super) struct Page {
 }
 
 pub(super) struct Memory {
-    pages: HashMap<u64, Page>,
+    pages: FxHashMap<u64, Page>,
     entries: usize,
-    /// Words with more than one version.
-    unsettled: BTreeSet<(u64, usize)>,
+    /// Words with more than one version, in no order.
+    unsettled: Vec<(u64, usize)>,
 }
 
 impl Memory {
     pub(super) fn new(entries: usize) -> Self {
-        Self { pages: HashMap::new(), entries, unsettled: BTreeSet::new() }
+        Self { pages: FxHashMap::default(), entries, unsettled: Vec::new() }
     }
 
     pub(super) fn page(&self, table: u64) -> Option<&Page> {
@@ -50,46 +61,36 @@ impl Memory {
 
     /// The page begins a life, all zero by the store `zeroed`.
     pub(super) fn give(&mut self, table: u64, zeroed: Write) {
-        let page = Page { words: std::vec![Vec::new(); self.entries], zeroed, is_free: false, is_linked: false };
-        self.pages.insert(table, page);
+        self.pages.insert(table, Page::new(self.entries, zeroed));
     }
 
     /// Notes a store. A page that was never given out is one whose zeroes everybody has seen: a recorded trace does not say
     /// where table memory is.
     pub(super) fn store(&mut self, table: u64, index: usize, version: Version) {
-        if !self.pages.contains_key(&table) {
-            self.give(table, Write { cpu: 0, nth: 0 });
+        let never_given = || Page::new(self.entries, Write { cpu: 0, nth: 0 });
+        let page = self.pages.entry(table).or_insert_with(never_given);
+        if page.store(index, version) {
+            self.unsettled.push((table, index));
         }
-        let Some(page) = self.pages.get_mut(&table) else { return };
-        let Some(word) = page.words.get_mut(index) else { return };
-        if word.is_empty() {
-            let brings = Clock::default();
-            word.push(Version { value: 0, by: page.zeroed, brings });
-        }
-        word.push(version);
-        self.unsettled.insert((table, index));
     }
 
-    /// What the word holds, to software.
-    pub(super) fn current(&self, table: u64, index: usize) -> Option<Version> {
+    /// What the word holds, to software; `None` if the page was never given out.
+    pub(super) fn current(&self, table: u64, index: usize) -> Option<u64> {
         let page = self.pages.get(&table)?;
-        let never = Version { value: 0, by: page.zeroed, brings: Clock::default() };
-        Some(page.words.get(index)?.last().copied().unwrap_or(never))
+        Some(page.current(index).map_or(0, |version| version.value))
     }
 
     /// The values that a walk which has `seen` may find in the word.
-    pub(super) fn visible(&self, table: u64, index: usize, seen: &Clock) -> impl Iterator<Item = Version> {
-        let word = self.pages.get(&table).and_then(|page| page.words.get(index)).map_or(&[][..], |word| word);
-        // The last that is surely visible, and all that came later.
-        let from = word.iter().rposition(|version| seen.has(version.by)).unwrap_or(0);
-        word[from..].iter().copied()
+    pub(super) fn visible(&self, table: u64, index: usize, seen: &Clock) -> impl Iterator<Item = &Version> {
+        let word = self.pages.get(&table).and_then(|page| page.word(index));
+        word.into_iter().flat_map(|word| word.visible(seen))
     }
 
     /// Words that were stored to, from `first` to `last`.
     pub(super) fn stored(&self, table: u64, first: usize, last: usize) -> impl Iterator<Item = usize> {
-        let words = self.pages.get(&table).map_or(&[][..], |page| &page.words);
-        let words = words.get(first..=last.min(words.len().saturating_sub(1))).unwrap_or(&[]);
-        words.iter().enumerate().filter(|(_, word)| !word.is_empty()).map(move |(at, _)| first + at)
+        let indices = self.pages.get(&table).map_or(&[][..], |page| &page.indices);
+        let from = indices.partition_point(|&index| usize::from(index) < first);
+        indices[from..].iter().map(|&index| usize::from(index)).take_while(move |&index| index <= last)
     }
 
     /// Whether a walk that has `seen` finds the page as it was prepared, and nothing of its former life.
@@ -101,16 +102,78 @@ impl Memory {
     pub(super) fn settle(&mut self, done: &Clock) {
         let pages = &mut self.pages;
         self.unsettled.retain(|&(table, index)| {
-            let Some(word) = pages.get_mut(&table).and_then(|page| page.words.get_mut(index)) else { return false };
-            let from = word.iter().rposition(|version| done.has(version.by)).unwrap_or(0);
-            word.drain(..from);
-            word.len() > 1
+            let word = pages.get_mut(&table).and_then(|page| page.word_mut(index));
+            word.is_some_and(|word| !word.settle(done))
         });
     }
 
     /// Pages that were given out and not given back.
     pub(super) fn live(&self) -> usize {
         self.pages.values().filter(|page| !page.is_free).count()
+    }
+}
+
+impl Page {
+    fn new(entries: usize, zeroed: Write) -> Self {
+        Self {
+            places: std::vec![0; entries],
+            stored: Vec::new(),
+            indices: Vec::new(),
+            zeroed,
+            is_free: false,
+            is_linked: false,
+        }
+    }
+
+    /// `None` where nothing was stored since the page was zeroed.
+    fn word(&self, index: usize) -> Option<&Word> {
+        self.stored.get(usize::from(*self.places.get(index)?).checked_sub(1)?)
+    }
+
+    fn word_mut(&mut self, index: usize) -> Option<&mut Word> {
+        self.stored.get_mut(usize::from(*self.places.get(index)?).checked_sub(1)?)
+    }
+
+    /// What the word was last given; `None` where nothing was stored since the page was zeroed.
+    pub(super) fn current(&self, index: usize) -> Option<&Version> {
+        self.word(index).map(|word| &word.current)
+    }
+
+    /// Gives the word another value; whether it has several now and had one before.
+    fn store(&mut self, index: usize, version: Version) -> bool {
+        if let Some(word) = self.word_mut(index) {
+            word.older.push(std::mem::replace(&mut word.current, version));
+            return word.older.len() == 1;
+        }
+        let Some(place) = self.places.get_mut(index) else { return false };
+        let zero = Version { value: 0, by: self.zeroed, brings: Clock::default() };
+        self.stored.push(Word { current: version, older: std::vec![zero] });
+        *place = self.stored.len() as u16;
+        let at = self.indices.partition_point(|&before| usize::from(before) < index);
+        self.indices.insert(at, index as u16);
+        true
+    }
+}
+
+impl Word {
+    /// The last value that is surely visible to who has `seen`, and all that came later.
+    fn visible(&self, seen: &Clock) -> impl Iterator<Item = &Version> {
+        let from = self.surely_visible(seen);
+        self.older[from..].iter().chain([&self.current])
+    }
+
+    /// The place of that value in `older`, or behind it.
+    fn surely_visible(&self, seen: &Clock) -> usize {
+        if seen.has(self.current.by) {
+            return self.older.len();
+        }
+        self.older.iter().rposition(|version| seen.has(version.by)).unwrap_or(0)
+    }
+
+    /// Forgets what is older; whether that leaves one value.
+    fn settle(&mut self, done: &Clock) -> bool {
+        self.older.drain(..self.surely_visible(done));
+        self.older.is_empty()
     }
 }
 

@@ -41,15 +41,18 @@ pub(in crate::model) use shape::Leaf;
 pub use shape::{Access, Shape};
 pub use violation::{Kind, Violation};
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::format;
 use std::string::String;
 use std::vec::Vec;
+
+use rustc_hash::FxHashMap;
 
 use crate::addr::Pa;
 use crate::arch::Stage2Registers;
 use clock::Clock;
 use invalidate::Coverage;
+use knowledge::LookedAt;
 use memory::Memory;
 use shape::Root;
 use tlb::{Cached, Mask, Place, Tlb};
@@ -79,7 +82,7 @@ pub struct Checker {
     done: Clock,
     /// Invalidations that are issued and not complete.
     issued: Vec<Issued>,
-    locks: HashMap<Lock, Held>,
+    locks: FxHashMap<Lock, Held>,
     /// Every root that a CPU ever had.
     roots: BTreeMap<u64, Root>,
     /// The number of the latest event.
@@ -91,7 +94,7 @@ pub struct Checker {
 /// What is known of a CPU.
 #[derive(Clone, Default)]
 struct Cpu {
-    stores: u64,
+    stores: u32,
     /// Stores that are ordered before its next one, if that is a release.
     ordered: Clock,
     /// Stores it has read from, too, since it last released something.
@@ -107,7 +110,7 @@ struct Cpu {
     registers: Stage2Registers,
     is_synchronized: bool,
     /// Tables it has looked at in its read section.
-    looked_at: BTreeSet<u64>,
+    looked_at: LookedAt,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -141,7 +144,7 @@ impl Checker {
             cpus: std::vec![Cpu::default(); options.cpus.min(MAX_CPUS)],
             done: Clock::default(),
             issued: Vec::new(),
-            locks: HashMap::new(),
+            locks: FxHashMap::default(),
             roots: BTreeMap::new(),
             now: 0,
             trail: Trail::default(),
@@ -204,7 +207,7 @@ impl Checker {
 
     /// Nobody may use what is in `cached` any more. It is wrong if a CPU that has it runs under that VMID; else it will be, should
     /// one do so before it is invalidated.
-    fn must_not_be_cached(&mut self, kind: Kind, thing: &str, cached: Vec<(Place, Cached)>) {
+    fn must_not_be_cached(&mut self, kind: Kind, thing: impl Fn() -> String, cached: Vec<(Place, Cached)>) {
         for (place, cached) in cached {
             let runs = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.root.is_some_and(|it| it.vmid == place.vmid));
             let runs = runs.fold(0, |mask, (cpu, _)| mask | 1 << cpu);
@@ -212,6 +215,7 @@ impl Checker {
                 self.tlb.doom(place, &cached, kind);
                 continue;
             }
+            let thing = thing();
             let what = format!("{thing} while {:#x} at {place:x?} may be cached", cached.value);
             self.violation(kind, what, of_table(cached.table));
         }

@@ -92,9 +92,14 @@ pub(super) enum Meaning {
     Leaf(u64),
 }
 
+/// Whether the hardware takes it for something, at some level.
+pub(super) fn is_valid(value: u64) -> bool {
+    value & VALID != 0
+}
+
 pub(super) fn meaning(value: u64, level: u8, shape: Shape) -> Meaning {
     let address = value & ADDRESS & !(shape.page() - 1);
-    match (value & VALID != 0, value & TABLE_OR_PAGE != 0) {
+    match (is_valid(value), value & TABLE_OR_PAGE != 0) {
         (false, _) => Meaning::Invalid,
         (true, true) if level < LEAF => Meaning::Table(address),
         (true, true) => Meaning::Leaf(address),

@@ -3,8 +3,8 @@
 use std::format;
 
 use super::memory::Version;
-use super::shape::Shape;
-use super::tlb::cpus;
+use super::shape::{Shape, is_valid};
+use super::tlb::{cpus, owned};
 use super::walks::{EVERYWHERE, Fetching};
 use super::{Checker, Cpu, Kind, Lock, of_table};
 use crate::addr::Pa;
@@ -31,13 +31,14 @@ impl Checker {
         };
         page.is_free = true;
         page.is_linked = false;
-        let cached = self.tlb.leading_to_table(table);
-        self.must_not_be_cached(Kind::TableFreedWhileCached, &format!("table {table:#x} is given back"), cached);
+        let cached = owned(self.tlb.leading_to_table(table));
+        let thing = || format!("table {table:#x} is given back");
+        self.must_not_be_cached(Kind::TableFreedWhileCached, thing, cached);
         if let Some(loaded) = self.cpus.iter().position(|state| self.is_root_of(state, table)) {
             let what = format!("table {table:#x} is given back while it is a root of cpu {loaded}");
             self.violation(Kind::TableFreedWhileCached, what, of_table(table));
         }
-        let reader = self.cpus.iter().position(|state| state.looked_at.contains(&table));
+        let reader = self.cpus.iter().position(|state| state.looked_at.contains(table));
         if let Some(reader) = reader.filter(|&reader| reader != usize::from(cpu)) {
             let what =
                 format!("table {table:#x} is given back in a read section of cpu {reader} that has looked at it");
@@ -92,8 +93,11 @@ impl Checker {
     /// The value may be seen, and cached, from now on.
     pub(super) fn note_store(&mut self, table: u64, index: usize, version: Version) {
         self.memory.store(table, index, version);
+        if !is_valid(version.value) {
+            return;
+        }
         for (at, mask) in self.contexts(table) {
-            let Some(fetched) = at.entry(index, version.value, version.brings, self.options.shape) else { continue };
+            let Some(fetched) = at.entry(index, &version, self.options.shape) else { continue };
             cpus(mask).for_each(|cpu| self.fetch(cpu, fetched, EVERYWHERE, Fetching::Anew));
         }
     }
@@ -104,9 +108,9 @@ impl Checker {
         if old.is_valid() || old.is_none() || !Descriptor::from_raw(new).is_none() {
             return;
         }
-        let cached = self.tlb.read_from(table, index);
-        let thing = format!("entry {index} of {table:#x} holds nothing any more");
-        self.must_not_be_cached(Kind::SettledWhileCached, &thing, cached);
+        let cached = owned(self.tlb.read_from(table, index));
+        let thing = || format!("entry {index} of {table:#x} holds nothing any more");
+        self.must_not_be_cached(Kind::SettledWhileCached, thing, cached);
     }
 
     pub(super) fn is_shared(&self, frame: u64) -> bool {

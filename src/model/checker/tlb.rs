@@ -49,15 +49,37 @@ impl Cached {
     }
 }
 
+/// Places, in order and each once: mostly it is one.
+#[derive(Default)]
+struct Places(Vec<Place>);
+
+impl Places {
+    fn insert(&mut self, place: Place) {
+        if let Err(at) = self.0.binary_search(&place) {
+            self.0.insert(at, place);
+        }
+    }
+
+    fn remove(&mut self, place: &Place) {
+        if let Ok(at) = self.0.binary_search(place) {
+            self.0.remove(at);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Place> {
+        self.0.iter().copied()
+    }
+}
+
 pub(super) struct Tlb {
     shape: Shape,
     places: BTreeMap<Place, Vec<Cached>>,
     /// Where a cached entry leads to each table.
-    to_table: BTreeMap<u64, BTreeSet<Place>>,
+    to_table: BTreeMap<u64, Places>,
     /// Where a cached leaf leads to each frame, by its first address.
-    to_frame: BTreeMap<u64, BTreeSet<Place>>,
+    to_frame: BTreeMap<u64, Places>,
     /// Where each word was read for.
-    from_word: BTreeMap<(u64, usize), BTreeSet<Place>>,
+    from_word: BTreeMap<(u64, usize), Places>,
     /// Where something is cached that must not be used.
     doomed: BTreeSet<Place>,
     /// Where some CPU may have a combined entry, and surely has none of stage 2.
@@ -105,8 +127,8 @@ impl Tlb {
         match meaning {
             Meaning::Table(child) => self.to_table.entry(child).or_default().insert(place),
             Meaning::Leaf(frame) => self.to_frame.entry(frame).or_default().insert(place),
-            Meaning::Invalid => false,
-        };
+            Meaning::Invalid => {}
+        }
         true
     }
 
@@ -129,10 +151,10 @@ impl Tlb {
     }
 
     /// What is cached of a word.
-    pub(super) fn read_from(&self, table: u64, index: usize) -> Vec<(Place, Cached)> {
-        let places = self.from_word.get(&(table, index)).into_iter().flatten();
-        let cached = places.flat_map(|&place| self.at(place).iter().map(move |cached| (place, *cached)));
-        cached.filter(|(_, cached)| (cached.table, cached.index) == (table, index)).collect()
+    pub(super) fn read_from(&self, table: u64, index: usize) -> impl Iterator<Item = (Place, &Cached)> {
+        let places = self.from_word.get(&(table, index)).into_iter().flat_map(Places::iter);
+        let cached = places.flat_map(|place| self.at(place).iter().map(move |cached| (place, cached)));
+        cached.filter(move |(_, cached)| (cached.table, cached.index) == (table, index))
     }
 
     /// Nobody may use this any more; now nobody does.
@@ -175,25 +197,23 @@ impl Tlb {
     }
 
     /// The cached entries that lead to `table`.
-    pub(super) fn leading_to_table(&self, table: u64) -> Vec<(Place, Cached)> {
-        let places = self.to_table.get(&table).into_iter().flatten();
-        let cached = places.flat_map(|&place| self.at(place).iter().map(move |cached| (place, *cached)));
-        cached
-            .filter(|(place, cached)| meaning(cached.value, place.level, self.shape) == Meaning::Table(table))
-            .collect()
+    pub(super) fn leading_to_table(&self, table: u64) -> impl Iterator<Item = (Place, &Cached)> {
+        let places = self.to_table.get(&table).into_iter().flat_map(Places::iter);
+        let cached = places.flat_map(|place| self.at(place).iter().map(move |cached| (place, cached)));
+        cached.filter(move |(place, cached)| meaning(cached.value, place.level, self.shape) == Meaning::Table(table))
     }
 
     /// A cached leaf that leads to any of `bytes` from `frame` on.
-    pub(super) fn leading_to_frame(&self, frame: u64, bytes: u64) -> impl Iterator<Item = (Place, Cached)> {
+    pub(super) fn leading_to_frame(&self, frame: u64, bytes: u64) -> impl Iterator<Item = (Place, &Cached)> {
         let last = frame + (bytes - 1);
         let blocks = (1..=2u8).map(move |level| frame >> self.shape.shift(level) << self.shape.shift(level));
         let within = self.to_frame.range(frame..=last).map(|(_, places)| places);
         let around = blocks.filter(move |&block| block < frame).filter_map(|block| self.to_frame.get(&block));
-        within.chain(around).flatten().flat_map(move |&place| {
+        within.chain(around).flat_map(Places::iter).flat_map(move |place| {
             self.at(place).iter().filter_map(move |cached| {
                 let Meaning::Leaf(to) = meaning(cached.value, place.level, self.shape) else { return None };
                 let end = to + (1 << self.shape.shift(place.level)) - 1;
-                (to <= last && frame <= end).then_some((place, *cached))
+                (to <= last && frame <= end).then_some((place, cached))
             })
         })
     }
@@ -274,15 +294,20 @@ impl Tlb {
     }
 }
 
+/// Copies of what is cached, for who changes something meanwhile.
+pub(super) fn owned<'a>(cached: impl Iterator<Item = (Place, &'a Cached)>) -> Vec<(Place, Cached)> {
+    cached.map(|(place, cached)| (place, *cached)).collect()
+}
+
 /// The CPUs of a mask.
 pub(super) fn cpus(mask: Mask) -> impl Iterator<Item = u16> {
     (0..MAX_CPUS as u16).filter(move |cpu| mask & 1 << cpu != 0)
 }
 
-fn forget<K: Ord>(index: &mut BTreeMap<K, BTreeSet<Place>>, to: K, place: &Place) {
+fn forget<K: Ord>(index: &mut BTreeMap<K, Places>, to: K, place: &Place) {
     if let Some(places) = index.get_mut(&to) {
         places.remove(place);
-        if places.is_empty() {
+        if places.0.is_empty() {
             index.remove(&to);
         }
     }

@@ -4,8 +4,9 @@ use std::format;
 use std::vec::Vec;
 
 use super::clock::Clock;
+use super::memory::Version;
 use super::shape::{self, Meaning, Root, Shape, conflict, meaning};
-use super::tlb::{Fetched, Mask, Place};
+use super::tlb::{Fetched, Mask, Place, owned};
 use super::{Checker, Event, Kind, of_table};
 
 /// All addresses.
@@ -28,12 +29,14 @@ impl Context {
         Some(Place { level: self.level, ipa, ..self.place })
     }
 
-    /// The entry at `index`, if `value` is valid.
-    pub(super) fn entry(&self, index: usize, value: u64, brings: Clock, shape: Shape) -> Option<Fetched> {
-        let place = self.place(index, shape)?;
-        let seen = self.seen.joined(&brings);
-        let is_valid = meaning(value, self.level, shape) != Meaning::Invalid;
-        is_valid.then_some(Fetched { place, value, table: self.table, index, seen })
+    /// The entry at `index`, if what it holds is valid.
+    pub(super) fn entry(&self, index: usize, version: &Version, shape: Shape) -> Option<Fetched> {
+        let Version { value, brings, .. } = version;
+        if meaning(*value, self.level, shape) == Meaning::Invalid {
+            return None;
+        }
+        let (place, seen) = (self.place(index, shape)?, self.seen.joined(brings));
+        Some(Fetched { place, value: *value, table: self.table, index, seen })
     }
 }
 
@@ -113,7 +116,7 @@ impl Checker {
         let mut found: Vec<Fetched> = Vec::new();
         for index in self.memory.stored(at.table, first, last) {
             let versions = self.memory.visible(at.table, index, &at.seen);
-            found.extend(versions.filter_map(|version| at.entry(index, version.value, version.brings, shape)));
+            found.extend(versions.filter_map(|version| at.entry(index, version, shape)));
         }
         found.into_iter().for_each(|fetched| self.fetch(cpu, fetched, range, fetching));
     }
@@ -174,20 +177,20 @@ impl Checker {
             // A block and a page under it are for the conflicts.
             other.root != place.root || other.ipa != place.ipa && other.level == place.level
         };
-        let cached: Vec<_> = self.tlb.leading_to_frame(frame, bytes).filter(|(other, _)| is_elsewhere(other)).collect();
         if self.is_shared(frame) {
             return;
         }
+        let cached = owned(self.tlb.leading_to_frame(frame, bytes).filter(|(other, _)| is_elsewhere(other)));
         let shape = self.options.shape;
         let (mapped, reused): (Vec<_>, Vec<_>) = cached.into_iter().partition(|(other, cached)| {
-            let there = self.memory.current(cached.table, cached.index).map(|version| version.value);
+            let there = self.memory.current(cached.table, cached.index);
             there.map(|value| meaning(value, other.level, shape)) == Some(meaning(cached.value, other.level, shape))
         });
-        let thing = format!("frame {frame:#x} is mapped at {place:x?}");
+        let thing = || format!("frame {frame:#x} is mapped at {place:x?}");
         if let Some((other, cached)) = mapped.first() {
             let of_both = |event: &Event| of_table(table)(event) || of_table(cached.table)(event);
-            self.violation(Kind::FrameMappedTwice, format!("{thing} and at {other:x?}"), of_both);
+            self.violation(Kind::FrameMappedTwice, format!("{} and at {other:x?}", thing()), of_both);
         }
-        self.must_not_be_cached(Kind::FrameReusedWhileCached, &thing, reused);
+        self.must_not_be_cached(Kind::FrameReusedWhileCached, thing, reused);
     }
 }
