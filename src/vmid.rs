@@ -36,9 +36,11 @@ impl Vmid {
 }
 
 const GENERATION_SHIFT: u32 = 16;
-const MAX_VMIDS: usize = 1 << 16;
-/// The bits of a VMID where not all CPUs have 16. Three VMIDs are as many as loom and shuttle can run out of.
+/// The bits of a VMID where all CPUs have 16. Loom and shuttle make a book for each schedule, and no more guests than this.
+const WIDE_BITS: u32 = if cfg!(any(loom, shuttle)) { 6 } else { 16 };
+/// Those where not all CPUs have 16. Three VMIDs are as many as loom and shuttle can run out of.
 const NARROW_BITS: u32 = if cfg!(any(loom, shuttle)) { 2 } else { 8 };
+const MAX_VMIDS: usize = 1 << WIDE_BITS;
 
 /// A VMID with its generation; 0 stands for none.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,7 +148,7 @@ impl VmidAllocator {
         /// An allocator of VMIDs of 8 or 16 bits: what *all* CPUs have.
         pub fn new(sixteen_bits: bool) -> Self {
             Self {
-                bits: if sixteen_bits { 16 } else { NARROW_BITS },
+                bits: if sixteen_bits { WIDE_BITS } else { NARROW_BITS },
                 // All taken: the first to ask begins the first generation, and with it invalidates what was before us.
                 generation: AtomicU64::new(0),
                 book: Mutex::new(Book { taken: [u64::MAX; MAX_VMIDS / 64], next: 1 }),

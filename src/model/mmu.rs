@@ -128,15 +128,25 @@ impl ModelMmu {
 
 impl Machine {
     /// The state, also after a test has failed: it must fail by its own violation.
+    #[inline]
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// # Panics
     /// If something was wrong and the machine is strict.
+    #[inline]
     pub(super) fn judge(&self, state: MutexGuard<'_, State>) {
-        let Some(wrong) = state.checker.violations().last().filter(|_| self.is_strict) else { return };
-        let wrong = wrong.to_string();
+        if self.is_strict && !state.checker.violations().is_empty() {
+            Self::end(state);
+        }
+    }
+
+    /// # Panics
+    /// By what was wrong last, unless the test has panicked by that before.
+    #[cold]
+    fn end(state: MutexGuard<'_, State>) {
+        let wrong = state.checker.violations().last().map(ToString::to_string).unwrap_or_default();
         drop(state);
         if !std::thread::panicking() {
             panic!("{wrong}");
@@ -214,7 +224,7 @@ impl Watcher for Machine {
         let value = load();
         if let Some((table, index)) = state.word(word) {
             let acquire = matches!(ordering, Ordering::Acquire | Ordering::SeqCst);
-            state.checker.step(cpu, Event::Look { table, index, acquire });
+            state.checker.look(cpu, table, index, acquire);
         }
         self.judge(state);
         value

@@ -8,6 +8,7 @@ use std::vec::Vec;
 use rustc_hash::FxHashMap;
 
 use super::clock::{Clock, Write};
+use super::shape::is_valid;
 
 /// A value a word was given.
 #[derive(Clone, Copy)]
@@ -30,8 +31,8 @@ pub(super) struct Page {
     /// The place in `stored` of each word, counted from 1. Most words of a page are never stored to: 0.
     places: Vec<u16>,
     stored: Vec<Word>,
-    /// The indices of those words, in order.
-    indices: Vec<u16>,
+    /// The indices of those words that may be valid to some walker, in order.
+    valid: Vec<u16>,
     /// The store that zeroed the page.
     zeroed: Write,
     pub(super) is_free: bool,
@@ -86,11 +87,11 @@ impl Memory {
         word.into_iter().flat_map(|word| word.visible(seen))
     }
 
-    /// Words that were stored to, from `first` to `last`.
-    pub(super) fn stored(&self, table: u64, first: usize, last: usize) -> impl Iterator<Item = usize> {
-        let indices = self.pages.get(&table).map_or(&[][..], |page| &page.indices);
-        let from = indices.partition_point(|&index| usize::from(index) < first);
-        indices[from..].iter().map(|&index| usize::from(index)).take_while(move |&index| index <= last)
+    /// Words that may be valid to some walker, from `first` to `last`.
+    pub(super) fn maybe_valid(&self, table: u64, first: usize, last: usize) -> impl Iterator<Item = usize> {
+        let valid = self.pages.get(&table).map_or(&[][..], |page| &page.valid);
+        let from = valid.partition_point(|&index| usize::from(index) < first);
+        valid[from..].iter().map(|&index| usize::from(index)).take_while(move |&index| index <= last)
     }
 
     /// Whether a walk that has `seen` finds the page as it was prepared, and nothing of its former life.
@@ -101,10 +102,7 @@ impl Memory {
     /// Forgets the values that are surely overwritten for everybody.
     pub(super) fn settle(&mut self, done: &Clock) {
         let pages = &mut self.pages;
-        self.unsettled.retain(|&(table, index)| {
-            let word = pages.get_mut(&table).and_then(|page| page.word_mut(index));
-            word.is_some_and(|word| !word.settle(done))
-        });
+        self.unsettled.retain(|&(table, index)| pages.get_mut(&table).is_some_and(|page| !page.settle(index, done)));
     }
 
     /// Pages that were given out and not given back.
@@ -118,7 +116,7 @@ impl Page {
         Self {
             places: std::vec![0; entries],
             stored: Vec::new(),
-            indices: Vec::new(),
+            valid: Vec::new(),
             zeroed,
             is_free: false,
             is_linked: false,
@@ -141,6 +139,12 @@ impl Page {
 
     /// Gives the word another value; whether it has several now and had one before.
     fn store(&mut self, index: usize, version: Version) -> bool {
+        if is_valid(version.value)
+            && index < self.places.len()
+            && let Err(at) = self.valid.binary_search(&(index as u16))
+        {
+            self.valid.insert(at, index as u16);
+        }
         if let Some(word) = self.word_mut(index) {
             word.older.push(std::mem::replace(&mut word.current, version));
             return word.older.len() == 1;
@@ -149,9 +153,20 @@ impl Page {
         let zero = Version { value: 0, by: self.zeroed, brings: Clock::default() };
         self.stored.push(Word { current: version, older: std::vec![zero] });
         *place = self.stored.len() as u16;
-        let at = self.indices.partition_point(|&before| usize::from(before) < index);
-        self.indices.insert(at, index as u16);
         true
+    }
+
+    /// Forgets the values of the word that are surely overwritten for who has seen what is `done`; whether that leaves one.
+    fn settle(&mut self, index: usize, done: &Clock) -> bool {
+        let Some(word) = self.word_mut(index) else { return true };
+        let is_settled = word.settle(done);
+        if is_settled
+            && !is_valid(word.current.value)
+            && let Ok(at) = self.valid.binary_search(&(index as u16))
+        {
+            self.valid.remove(at);
+        }
+        is_settled
     }
 }
 

@@ -169,17 +169,18 @@ impl Checker {
 
     /// `cpu` has done this. An event of a CPU there is not is passed over.
     pub fn step(&mut self, cpu: u16, event: Event) {
+        if let Event::Look { table, index, acquire } = event {
+            return self.look(cpu, table, index, acquire);
+        }
         if usize::from(cpu) >= self.cpus.len() {
             return;
         }
         self.now += 1;
-        if !matches!(event, Event::Look { .. }) {
-            self.trail.push(self.now, cpu, event);
-        }
+        self.trail.push(self.now, cpu, event);
         match event {
             Event::TableGiven { table, order } => self.given(cpu, table.raw(), order),
             Event::TableFreed { table, order } => self.freed(cpu, table.raw(), order),
-            Event::Look { table, index, acquire } => self.looked(cpu, table.raw(), index, acquire),
+            Event::Look { .. } => {}
             Event::Store { table, index, old, new, release } => self.stored(cpu, table.raw(), index, old, new, release),
             Event::Updated { table, index, new } => self.updated(cpu, table.raw(), index, new),
             Event::Fence => self.fence(cpu),
@@ -192,6 +193,14 @@ impl Checker {
             Event::SectionEnded => self.cpu(cpu).looked_at.clear(),
             Event::FrameFreed { frame, bytes } => self.frame_freed(frame.raw(), bytes),
             Event::Copied { ipa } => self.copied(ipa),
+        }
+    }
+
+    /// `cpu` has looked at a descriptor: most events are this, and no story tells them.
+    pub(in crate::model) fn look(&mut self, cpu: u16, table: Pa, index: usize, acquire: bool) {
+        if usize::from(cpu) < self.cpus.len() {
+            self.now += 1;
+            self.looked(cpu, table.raw(), index, acquire);
         }
     }
 

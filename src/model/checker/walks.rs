@@ -114,7 +114,7 @@ impl Checker {
         }
         let (first, last) = (((first - at.base) >> shift) as usize, ((last - at.base) >> shift) as usize);
         let mut found: Vec<Fetched> = Vec::new();
-        for index in self.memory.stored(at.table, first, last) {
+        for index in self.memory.maybe_valid(at.table, first, last) {
             let versions = self.memory.visible(at.table, index, &at.seen);
             found.extend(versions.filter_map(|version| at.entry(index, version, shape)));
         }
