@@ -79,9 +79,12 @@ address! {
 }
 
 /// A level of the translation tables, as Arm numbers them: 3 holds pages, whatever the granule.
+///
+/// As wide as a register: what it stands beside in a table that a walk has found moves without padding, which costs more than the
+/// walk's last step.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[repr(u8)]
+#[repr(u64)]
 pub enum Level {
     /// Only with the 4K granule and more than 43 bits of IPA.
     #[doc(alias = "pgd")]

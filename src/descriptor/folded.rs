@@ -1,7 +1,7 @@
 //! Several entries at once: what all of them have, and what any of them has. Most tables are of one kind all over, and then one
 //! look at the fold spares a look at each.
 
-use super::{ADDRESS, AF, DBM, Descriptor, S2AP_WRITE, SOFT_DIRTY, TABLE_OR_PAGE, VALID};
+use super::{ADDRESS, AF, DBM, Descriptor, S2AP_WRITE, SOFT_DIRTY, SOFT_WRITABLE, TABLE_OR_PAGE, VALID};
 use crate::addr::Level;
 use crate::geometry::granule::Granule;
 
@@ -15,6 +15,12 @@ pub(crate) struct Folded {
 impl Folded {
     /// Of no entries.
     pub(crate) const NONE: Self = Self { all: u64::MAX, any: 0 };
+
+    /// A descriptor that has what any of them has.
+    #[inline(always)]
+    pub(crate) const fn any(self) -> Descriptor {
+        Descriptor(self.any)
+    }
 
     /// And of this one, too.
     #[inline(always)]
@@ -105,6 +111,12 @@ impl LeafForm {
     #[inline(always)]
     pub(crate) const fn written(self) -> Self {
         Self { set: self.set | S2AP_WRITE, ..self }
+    }
+
+    /// Those of them that the guest may write.
+    #[inline(always)]
+    pub(crate) const fn writable(self) -> Self {
+        Self { set: self.set | SOFT_WRITABLE, ..self }
     }
 
     /// Those of them that are clean.

@@ -169,6 +169,12 @@ impl Descriptor {
         if through && !matches!(level, Level::L3) { Some(self.address()) } else { None }
     }
 
+    /// Whether the hardware goes on in the table it points to, in a table above level 3.
+    #[inline(always)]
+    pub(crate) const fn is_valid_table(self) -> bool {
+        self.0 & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE
+    }
+
     /// Whether it maps memory, or did before it became a marker, in a table of `level`.
     #[inline(always)]
     pub const fn is_leaf(self, level: Level) -> bool {
@@ -260,6 +266,12 @@ impl Descriptor {
     #[inline(always)]
     pub const fn is_writable(self) -> bool {
         self.0 & SOFT_WRITABLE != 0
+    }
+
+    /// As it is, if the guest may write here: says so to the compiler.
+    #[inline(always)]
+    pub(crate) const fn known_writable(self) -> Self {
+        Self(self.0 | SOFT_WRITABLE)
     }
 
     /// Whether an access went through it (the access flag).

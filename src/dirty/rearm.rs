@@ -140,7 +140,7 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
             }
             let done = clean_table::<A, M>(locked, visit, harvest, self.tracking, &mut gather)?;
             cleaned += (done.count as u64) << (M::Granule::shift(locked.level()) - M::Granule::PAGE_SHIFT);
-            stripped |= done.stripped;
+            stripped |= locked.expect_flush();
             Ok(())
         });
         // Also if the tree turned out corrupt: what was cleaned is flushed.
@@ -235,8 +235,9 @@ impl<'b> Harvest<'b> {
         {
             return true;
         }
-        let between = self.bitmap.get(first_word + 1..last_word).unwrap_or(&[]);
-        between.chunks(8).any(|words| words.iter().fold(0, |any, word| any | word) != 0)
+        let (words, rest) = self.bitmap.get(first_word + 1..last_word).unwrap_or(&[]).as_chunks::<8>();
+        let is_any = |words: &[u64]| words.iter().fold(0, |any, word| any | word) != 0;
+        words.iter().any(|words| is_any(words)) || is_any(rest)
     }
 
     /// Whether all pages from that of `first` to that of `last` are in it.

@@ -1,6 +1,5 @@
 //! Scan: the read-only half of a harvest. No lock, no store but to the caller's bitmap, and no fault waits for it.
 
-use core::cell::Cell;
 use core::fmt;
 
 use super::DirtyLog;
@@ -77,29 +76,28 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
 
     fn scan_tables(&mut self, reader: &Reader<'_>, range: IpaRange, pages: &mut Pages<'_>) -> Result<(), Corrupt> {
         let tree = &self.stage2.tree;
-        let skipped = Cell::new(0);
         let mut scanned = 0;
         let mut idle: Option<IpaRange> = self.idle;
         let mut corrupt = Ok(());
-        let wanted = |table: &Table<'_>| {
-            let is_clean = table.may_be_dirty().is_empty();
-            skipped.set(skipped.get() + u64::from(is_clean));
-            !is_clean
-        };
-        let visited = self.stage2.read_only(reader).visit(range, wanted, |visit| {
+        let wanted = |table: &Table<'_>| !table.may_be_dirty().is_empty();
+        let passed = self.stage2.read_only(reader).visit(range, wanted, |visit| {
             let level = visit.table.level;
             scanned += 1;
             let mut is_idle = true;
             let found = if level == Level::LEAF {
                 let first = pages.page(visit.ipa_of::<M::Granule>(0).raw() >> M::Granule::PAGE_SHIFT);
-                visit.for_each_dirty(tree, |index, bits| {
+                // By value, so that it is in registers.
+                let mut some = Pages { bitmap: &mut *pages.bitmap, ..*pages };
+                let done = visit.for_each_dirty(tree, |index, bits| {
                     is_idle = false;
-                    pages.add(first.wrapping_add(index as u64), bits);
-                })
+                    some.add(first.wrapping_add(index as u64), bits);
+                });
+                pages.found = some.found;
+                done
             } else {
                 visit.for_each_dirty(tree, |index, bits| {
                     is_idle = false;
-                    note_blocks::<M::Granule>(&visit, index, bits, range, pages);
+                    note_blocks::<M::Granule>(visit, index, bits, range, pages);
                 })
             };
             if is_idle {
@@ -110,8 +108,8 @@ impl<'h, A: Arch, M: TableMemory> DirtyLog<'_, 'h, A, M> {
         });
         self.idle = idle;
         self.progress.tables_scanned += scanned;
-        self.progress.tables_skipped += skipped.get();
-        visited.and(corrupt)
+        self.progress.tables_skipped += passed?;
+        corrupt
     }
 }
 

@@ -118,6 +118,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let clean = |locked: &mut Locked<'_, 'h, A, M>, visit: &Visit<'_>| {
             let (groups, level) = (visit.groups::<M::Granule>(), locked.level());
             let cleaned = locked.clean_leaves(visit, groups, tracking.at_start(), |_| u64::MAX);
+            locked.expect_flush();
             cleaned.map(drop).map_err(|Reserved(index)| {
                 let ipa = visit.ipa_of::<M::Granule>(index);
                 (ipa, Corrupt { ipa, level })
@@ -129,7 +130,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let flushed = gather.flush();
         cleaned.map_err(|(_, corrupt): (_, Corrupt)| corrupt)?;
         let may_be_dirty = |table: &Table<'_>| !table.may_be_dirty().is_empty();
-        let publish = |visit: Visit<'_>| {
+        let publish = |visit: &Visit<'_>| {
             publish_clean(&self.tree, reader, visit.table.pa, &flushed);
             true
         };

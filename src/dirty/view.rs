@@ -91,7 +91,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         mut look: impl FnMut(Descriptor, Pa, u64),
     ) -> Result<(), Corrupt> {
         let mut corrupt = Ok(());
-        let each = |visit: Visit<'_>| {
+        let each = |visit: &Visit<'_>| {
             let level = visit.table.level;
             for (index, ipa) in entries::<M::Granule>(visit.range.start(), level, visit.first, visit.count) {
                 let leaf = visit.table.read(index);

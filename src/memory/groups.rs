@@ -39,6 +39,15 @@ impl Groups {
         Self(u64::MAX << (first >> Self::shift::<G>() & 63) & u64::MAX >> (63 - (last >> Self::shift::<G>() & 63)))
     }
 
+    /// Those of which all entries are among the first `count`.
+    #[inline(always)]
+    pub(crate) const fn within<G: Granule>(count: usize) -> Self {
+        match count >> Self::shift::<G>() {
+            groups @ 0..64 => Self((1 << groups) - 1),
+            _ => Self::ALL,
+        }
+    }
+
     #[inline(always)]
     pub(crate) const fn with(self, others: Self) -> Self {
         Self(self.0 | others.0)
@@ -98,6 +107,14 @@ mod tests {
         every_entry_is_in_the_group_that_begins_before_it::<Granule16K>();
         every_entry_is_in_the_group_that_begins_before_it::<Granule64K>();
         every_entry_is_in_the_group_that_begins_before_it::<GranuleTiny>();
+    }
+
+    #[test]
+    fn a_group_is_within_a_count_that_has_its_last_entry() {
+        assert!(Groups::within::<Granule4K>(7).is_empty());
+        assert_eq!(Groups::within::<Granule4K>(23).bits(), 0b11);
+        assert_eq!(Groups::within::<Granule4K>(512), Groups::ALL);
+        assert!(Groups::within::<Granule64K>(127).is_empty());
     }
 
     #[test]

@@ -303,19 +303,19 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             // A hole is skipped at the level it begins at; then the lock is taken on what was found.
             let mut result = Ok(());
             let mut resume = None;
-            let each = |visit: Visit<'_>| {
-                if !concerned(&visit) {
+            let each = |visit: &Visit<'_>| {
+                if !concerned(visit) {
                     return true;
                 }
                 let level = visit.table.level;
-                let locked = match walk.revalidated(&visit) {
+                let mut locked = match walk.revalidated(visit) {
                     Some(locked) => Ok(locked),
                     None => walk.lock(visit.range.start(), level),
                 };
-                result = match locked {
-                    Err(found) => Err(corrupt(found)),
-                    Ok(mut locked) if locked.level() == level && !locked.has_tables(visit.first, visit.count) => {
-                        change(&mut locked, &visit)
+                result = match &mut locked {
+                    Err(found) => Err(corrupt(*found)),
+                    Ok(locked) if locked.level() == level && !locked.has_tables(visit.first, visit.count) => {
+                        change(locked, visit)
                     }
                     Ok(_) => {
                         // The table was detached since, or another linked in it: look again.

@@ -16,6 +16,8 @@ mod join;
 mod leaves;
 mod ro;
 mod rw;
+#[cfg(all(test, feature = "model", not(loom), not(shuttle)))]
+mod tests;
 mod tree;
 
 pub(crate) use leaves::{Cleaned, Cleaning, Reserved, publish_clean};
@@ -30,6 +32,7 @@ use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
 use crate::memory::TableMemory;
 use crate::quiescence::Reader;
+use crate::sync::{Ordering, Word};
 
 /// Where a descent ended: an entry of a table, and how the table was reached.
 pub(crate) struct Position<'r> {
@@ -52,8 +55,7 @@ impl Position<'_> {
 #[doc(alias = "pmdval")]
 #[derive(Clone, Copy)]
 struct ParentSnapshot<'r> {
-    table: Table<'r>,
-    index: usize,
+    entry: &'r Word,
     value: Descriptor,
 }
 
@@ -62,7 +64,7 @@ impl ParentSnapshot<'_> {
     #[doc(alias = "pmd_same")]
     #[inline(always)]
     fn is_unchanged(&self) -> bool {
-        self.table.read(self.index) == self.value
+        Descriptor::from_raw(self.entry.load(Ordering::Acquire)) == self.value
     }
 }
 
@@ -82,7 +84,7 @@ fn descend<'r, A: Arch, M: TableMemory>(
         if table.level < stop
             && let Some(child) = tree.child(ipa, table.level, value).map_err(|_| tree.blame(ipa))?
         {
-            parent = Some(ParentSnapshot { table, index, value });
+            parent = table.snapshot(index, value);
             table = child;
         } else {
             return Ok(Position { table, index, value, parent });

@@ -5,14 +5,17 @@
 //! detached, and for those who only look that is right: the value was true at some instant of the section. There is no
 //! method that writes.
 
+use core::ops::Range;
+
 use super::{ParentSnapshot, Position, Table, Tree, descend};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
 use crate::descriptor::{Descriptor, Kind};
 use crate::error::Corrupt;
 use crate::geometry::granule::Granule;
-use crate::memory::{Groups, TableMemory};
+use crate::memory::{Groups, OwnTables, Place, TableMemory};
 use crate::quiescence::Reader;
+use crate::sync::{Ordering, Word};
 
 /// The level of the tables whose entries lead to tables of leaves.
 const ABOVE_LEAVES: Level = Level::L2;
@@ -97,8 +100,8 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
     }
 
     /// Shows `look` every table that holds leaves of `range`, from low to high addresses, a table once, if it is `wanted` by what
-    /// is known of it. Where the tables end above level 3, that one entry is shown. Stops early, and says where, if `look`
-    /// returns `false`.
+    /// is known of it. Where the tables end above level 3, that one entry is shown. Stops early if `look` returns
+    /// `false`. Returns how many tables it passed over since they were not wanted.
     ///
     /// Grows with the tables there are: a hole is skipped at the level it begins at, and one that is not wanted costs next to nothing.
     #[inline(always)]
@@ -106,47 +109,48 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
         &self,
         range: IpaRange,
         wanted: impl Fn(&Table<'r>) -> bool,
-        mut look: impl FnMut(Visit<'r>) -> bool,
-    ) -> Result<Option<Ipa>, Corrupt> {
+        mut look: impl FnMut(&Visit<'r>) -> bool,
+    ) -> Result<u64, Corrupt> {
         let mut rest = Some(range);
+        let mut passed = 0;
         while let Some(left) = rest {
             let found = self.find_to(left.start(), ABOVE_LEAVES)?;
-            let stopped = match found.table.level {
-                ABOVE_LEAVES => self.visit_entries(&found, left, &wanted, &mut look)?,
-                _ => self.show(&found, left, &wanted, &mut look),
+            let level = found.table.level;
+            // Where the tables end above, one entry is all there is.
+            let last = match level {
+                ABOVE_LEAVES | Level::LEAF => M::Granule::table_last(left.start(), level),
+                _ => M::Granule::entry_last(left.start(), level),
             };
-            if stopped.is_some() {
-                return Ok(stopped);
+            let goes_on = match level {
+                ABOVE_LEAVES => self.visit_entries(&found, left, &wanted, &mut passed, &mut look)?,
+                _ if (level < Level::LEAF && found.value.is_none()) || !wanted(&found.table) => true,
+                _ => Self::show(&found, left.start(), last.min(left.last()), &mut look),
+            };
+            if !goes_on {
+                break;
             }
-            let last = match found.table.level {
-                ABOVE_LEAVES | Level::LEAF => M::Granule::table_last(left.start(), found.table.level),
-                level => M::Granule::entry_last(left.start(), level),
-            };
             rest = last.checked_add(1).and_then(|next| left.starting_at(next));
         }
-        Ok(None)
+        Ok(passed)
     }
 
-    /// What hangs in the entries of one table from that of `found` on: tables of leaves, and runs of leaves.
+    /// What hangs in the entries of one table from that of `found` on: tables of leaves, and runs of leaves. Counts in `passed`
+    /// the tables that are not wanted. Whether to go on.
     #[inline(always)]
     fn visit_entries(
         &self,
         found: &Position<'r>,
         left: IpaRange,
         wanted: &impl Fn(&Table<'r>) -> bool,
-        look: &mut impl FnMut(Visit<'r>) -> bool,
-    ) -> Result<Option<Ipa>, Corrupt> {
+        passed: &mut u64,
+        look: &mut impl FnMut(&Visit<'r>) -> bool,
+    ) -> Result<bool, Corrupt> {
         let table = found.table;
         let shift = M::Granule::shift(ABOVE_LEAVES);
         let last = M::Granule::table_last(left.start(), ABOVE_LEAVES).min(left.last());
         let end = found.index + ((last.raw() >> shift) - (left.start().raw() >> shift)) as usize + 1;
-        let begins = |index: usize| {
-            if index == found.index {
-                left.start()
-            } else {
-                left.start().align_down(shift).offset(((index - found.index) as u64) << shift)
-            }
-        };
+        let base = M::Granule::table_base(left.start(), ABOVE_LEAVES);
+        let begins = |index: usize| base.offset((index as u64) << shift).max(left.start());
         let form = self.tree.leaf_form(ABOVE_LEAVES);
         let mut index = found.index;
         while index < end {
@@ -167,50 +171,71 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
                 let last = M::Granule::entry_last(begins(index - 1), ABOVE_LEAVES).min(left.last());
                 let Some(part) = IpaRange::inclusive(at, last) else { continue };
                 let visit = Visit { table, range: part, first, count: index - first, parent: found.parent };
-                if wanted(&table) && !look(visit) {
-                    return Ok(Some(at));
+                if wanted(&table) && !look(&visit) {
+                    return Ok(false);
                 }
                 continue;
             };
-            let is_there = child.is_at(self.tree, at);
-            if is_there && !wanted(&child) {
+            if !child.is_at(self.tree, at) {
+                // Taken out since: the entry is read again. Or somebody else wrote it.
+                self.find(at)?;
+                index = first;
                 continue;
             }
-            let last = M::Granule::entry_last(at, ABOVE_LEAVES).min(left.last());
-            let Some(part) = IpaRange::inclusive(at, last) else { continue };
-            let below = if is_there {
-                let parent = Some(ParentSnapshot { table, index: first, value });
-                Position { table: child, index: M::Granule::index(at, Level::LEAF), value: Descriptor::NONE, parent }
-            } else {
-                // Taken out since; or somebody else wrote the entry.
-                self.find(at)?
-            };
-            if let Some(stopped) = self.show(&below, part, wanted, look) {
-                return Ok(Some(stopped));
+            if !wanted(&child) {
+                // Most often those that follow are not, either.
+                let more = self.count_unwanted(&table, index..end, begins(index), wanted);
+                *passed += 1 + more as u64;
+                index += more;
+                continue;
+            }
+            let parent = table.snapshot(first, value);
+            let index = M::Granule::index(at, Level::LEAF);
+            let below = Position { table: child, index, value: Descriptor::NONE, parent };
+            if !Self::show(&below, at, M::Granule::entry_last(at, ABOVE_LEAVES).min(left.last()), look) {
+                return Ok(false);
             }
         }
-        Ok(None)
+        Ok(true)
     }
 
-    /// Shows a table of leaves, or the one entry at which the tables end if that holds something.
-    #[inline(always)]
-    fn show(
+    /// How many of `entries`, one after the other from the first on, lead to tables that are there and not `wanted`. The first is
+    /// over `at`.
+    ///
+    /// Not inlined: most tables are of these, and alone it has registers for all that a look at one takes.
+    #[inline(never)]
+    fn count_unwanted(
         &self,
-        found: &Position<'r>,
-        left: IpaRange,
+        table: &Table<'r>,
+        entries: Range<usize>,
+        at: Ipa,
         wanted: &impl Fn(&Table<'r>) -> bool,
-        look: &mut impl FnMut(Visit<'r>) -> bool,
-    ) -> Option<Ipa> {
-        let (level, at) = (found.table.level, left.start());
-        let last = match level {
-            Level::LEAF => M::Granule::table_last(at, level),
-            _ if found.value.is_none() => return None,
-            _ => M::Granule::entry_last(at, level),
+    ) -> usize {
+        let tree = self.tree;
+        let mut base = M::Granule::table_base(at, Level::LEAF);
+        let passes = |entry: &Word| {
+            let value = Descriptor::from_raw(entry.load(Ordering::Acquire));
+            let there = Place { base, level: Level::LEAF };
+            base = base.offset(M::Granule::entry_size(ABOVE_LEAVES));
+            // Not behind a marker: that takes a closer look.
+            value.is_valid_table()
+                && tree.mmu.memory.page(value.address()).is_some_and(|page| {
+                    page.meta.is_at(tree.id, there) && !wanted(&Table { page, pa: value.address(), level: Level::LEAF })
+                })
         };
-        let part = IpaRange::inclusive(at, last.min(left.last()))?;
-        let shift = M::Granule::shift(level);
-        let count = ((part.last().raw() >> shift) - (at.raw() >> shift)) as usize + 1;
-        let visit = Visit { table: found.table, range: part, first: found.index, count, parent: found.parent };
-        (wanted(&found.table) && !look(visit)).then_some(at)
+        table
+            .page
+            .entries
+            .get(entries)
+            .map_or(0, |entries| entries.iter().map(passes).take_while(|&passes| passes).count())
+    }
+
+    /// Shows the entries of a table from that of `found`, which is over `at`, to that over `last`. Whether to go on.
+    #[inline(always)]
+    fn show(found: &Position<'r>, at: Ipa, last: Ipa, look: &mut impl FnMut(&Visit<'r>) -> bool) -> bool {
+        let Some(range) = IpaRange::inclusive(at, last) else { return true };
+        let shift = M::Granule::shift(found.table.level);
+        let count = ((last.raw() >> shift) - (at.raw() >> shift)) as usize + 1;
+        look(&Visit { table: found.table, range, first: found.index, count, parent: found.parent })
     }
 }

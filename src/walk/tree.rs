@@ -1,5 +1,6 @@
 //! A tree: root, geometry, identity. What walks descend and invalidations name.
 
+use super::ParentSnapshot;
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Stage2Registers};
 use crate::changes::Changes;
@@ -58,6 +59,12 @@ impl Table<'_> {
 }
 
 impl<'r> Table<'r> {
+    /// Of the entry at `index`, that held `value` when the walk went through it.
+    #[inline(always)]
+    pub(super) fn snapshot(&self, index: usize, value: Descriptor) -> Option<ParentSnapshot<'r>> {
+        self.page.entries.get(index).map(|entry| ParentSnapshot { entry, value })
+    }
+
     /// Where an entry may be dirty: see [`TableMeta`].
     #[inline(always)]
     pub(crate) fn may_be_dirty(&self) -> Groups {
