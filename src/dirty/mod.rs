@@ -99,12 +99,14 @@ impl<A: Arch, M: TableMemory> DirtyLog<'_, '_, A, M> {
         self.progress
     }
 
-    /// Ends logging. Pages that are clean stay so until they are written once more.
+    /// Ends logging. Pages that are clean stay so until they are written once more. What was split for the log is joined again by and
+    /// by, as [`Stage2::reclaim`] is called.
     pub fn stop(self) {}
 }
 
 impl<A: Arch, M: TableMemory> Drop for DirtyLog<'_, '_, A, M> {
     fn drop(&mut self) {
         self.stage2.log.deactivate();
+        self.stage2.rejoining.begin();
     }
 }

@@ -49,6 +49,8 @@ pub struct Progress {
     pub unlinked: u32,
     /// Tables given back to table memory.
     pub freed: u32,
+    /// Tables that became blocks again, since no log needs them any more.
+    pub collapsed: u32,
     /// Tables that are out of the tree and wait for a grace period.
     pub waiting: u32,
     /// Tables that were seen empty and are still linked.
@@ -117,10 +119,11 @@ impl<'h> ReclaimState<'h> {
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
-    /// Works on at most `budget` hinted tables, and gives back what has waited long enough. To be called now and
-    /// then, from any CPU; only one at a time works.
+    /// Works on at most `budget` hinted tables, and gives back what has waited long enough. Where a log has ended, joins blocks again that
+    /// it has left in pieces, looking at `budget` tables. To be called now and then, from any CPU; only one at a time works.
     ///
-    /// Locks a parent and a child at a time; invalidates once per call, if it unlinked anything. Waits for nothing.
+    /// Locks a parent and a child at a time; invalidates once per call, if it unlinked anything, and once for 32 tables that became
+    /// blocks. Waits for nothing.
     ///
     /// # Errors
     /// [`ArgumentError::ForeignReader`].
@@ -142,6 +145,10 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             progress.stalled_by = work.idle.as_ref().and_then(|idle| idle.check().err()).map(|waiting| waiting.0);
         }
         reader.count().stalls(u64::from(progress.stalled_by.is_some()));
+        drop(work);
+        if progress.stalled_by.is_none() {
+            progress.collapsed = self.rejoin(reader, budget);
+        }
         Ok(progress)
     }
 

@@ -10,6 +10,9 @@
 //!    hardware has left; the child goes to the reclaimer, since readers may be in it. If not, the child is linked again.
 //!
 //! A page that is clean becomes dirty with a block of which another is: a block is dirty as a whole.
+//!
+//! A log leaves pages where there were blocks. When it ends, all of the guest is gone through once, a bounded piece with each call of
+//! [`Stage2::reclaim`] ([`Rejoining`]).
 
 use arrayvec::ArrayVec;
 
@@ -21,11 +24,39 @@ use crate::error::{ChangeCause, Corrupt, RangeError, Stopped};
 use crate::geometry::granule::Granule;
 use crate::memory::{OwnTables, TableMemory};
 use crate::quiescence::Reader;
+use crate::sync::{AtomicU64, Ordering};
 use crate::tlb::Gather;
 use crate::walk::Table;
 
 /// Tables that are collapsed with one flush.
 const BATCH: usize = 32;
+
+/// How far blocks were joined again since a log has ended.
+pub(crate) struct Rejoining(AtomicU64);
+
+/// Nothing is left to be joined.
+const DONE: u64 = u64::MAX;
+
+impl Rejoining {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(DONE))
+    }
+
+    /// A log has ended: from the first address on.
+    pub(crate) fn begin(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn next(&self) -> Option<Ipa> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&next| next != DONE).map(Ipa::new)
+    }
+
+    /// All before `next` is done that was not at `before`. Not if another CPU has gone on, or another log has ended.
+    fn advance(&self, before: Ipa, next: Option<Ipa>) {
+        let next = next.map_or(DONE, Ipa::raw);
+        let _ = self.0.compare_exchange(before.raw(), next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
 
 /// Why a range was not collapsed, or not all of it: the prefix is.
 pub type CollapseError = RangeError<ChangeCause>;
@@ -44,15 +75,83 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// at work on another CPU, or has no room until readers quiesce.
     pub fn collapse(&self, reader: &Reader<'_>, range: IpaRange) -> Result<u64, CollapseError> {
         self.check(reader, range).map_err(CollapseError::Argument)?;
-        let mut collapsed = 0;
-        let mut child = Level::LEAF;
-        while let Some(level) = child.parent()
-            && level >= self.largest_leaf.max(M::Granule::FIRST_BLOCK_LEVEL).max(self.tree.geometry.start_level())
-        {
+        let (mut collapsed, mut child) = (0, Level::LEAF);
+        while let Some(level) = child.parent().filter(|&level| self.has_blocks_at(level)) {
             collapsed += self.collapse_to(reader, range, level, child).map_err(CollapseError::Stopped)?;
             child = level;
         }
         Ok(collapsed)
+    }
+
+    /// After a log: looks at the next `budget` tables of what was logged, and joins what can be. How many tables it was.
+    pub(crate) fn rejoin(&self, reader: &Reader<'_>, budget: u32) -> u32 {
+        let Some(next) = self.rejoining.next().filter(|_| !self.log.is_active()) else { return 0 };
+        let left = self.largest_around_log().and_then(|all| all.starting_at(next.max(all.start())));
+        let Some(left) = left.filter(|_| self.largest_leaf < Level::LEAF) else {
+            self.rejoining.advance(next, None);
+            return 0;
+        };
+        let joined = self.piece(reader, left, budget).map_err(ChangeCause::Corrupt).and_then(|piece| {
+            let joined = piece.map_or(Ok(0), |piece| self.join(reader, piece));
+            joined.map(|joined| (joined, piece)).map_err(|stopped| stopped.cause)
+        });
+        match joined {
+            Ok((joined, Some(piece))) => {
+                let rest = piece.last().checked_add(1).and_then(|next| left.starting_at(next));
+                self.rejoining.advance(next, rest.map(IpaRange::start));
+                joined as u32
+            }
+            // Whoever comes to what is corrupt says so.
+            Err(ChangeCause::Corrupt(_)) => {
+                self.rejoining.advance(next, None);
+                0
+            }
+            // Again with the next call.
+            _ => 0,
+        }
+    }
+
+    /// What is logged, and what else there is of the largest blocks there.
+    fn largest_around_log(&self) -> Option<IpaRange> {
+        let logged = self.logged_range()?;
+        let start = logged.start().align_down(M::Granule::shift(self.largest_leaf));
+        let all = IpaRange::inclusive(start, M::Granule::entry_last(logged.last(), self.largest_leaf))?;
+        IpaRange::new(Ipa::new(0), self.tree.geometry.ipa_size())?.intersection(all)
+    }
+
+    /// The first addresses of `range`, as far as `budget` looks go: a hole or a block is one look, whatever its size.
+    fn piece(&self, reader: &Reader<'_>, range: IpaRange, budget: u32) -> Result<Option<IpaRange>, Corrupt> {
+        let looking = self.read_only(reader);
+        let mut piece = None;
+        let mut next = Some(range.start());
+        for _ in 0..budget {
+            let Some(at) = next.filter(|&at| range.contains(at)) else { break };
+            let last = match looking.find_to(at, Level::LEAF)?.table.level {
+                Level::LEAF => M::Granule::table_last(at, Level::LEAF),
+                level => M::Granule::entry_last(at, level),
+            };
+            piece = IpaRange::inclusive(range.start(), last.min(range.last()));
+            next = last.checked_add(1);
+        }
+        Ok(piece)
+    }
+
+    /// Joins what is in `piece`, and larger tables that end there.
+    fn join(&self, reader: &Reader<'_>, piece: IpaRange) -> Result<u64, Stopped<ChangeCause>> {
+        let (mut collapsed, mut child) = (0, Level::LEAF);
+        while let Some(level) = child.parent().filter(|&level| self.has_blocks_at(level)) {
+            let start = M::Granule::table_base(piece.start(), child);
+            if let Some(whole) = IpaRange::inclusive(start, piece.last()) {
+                collapsed += self.collapse_to(reader, whole, level, child)?;
+            }
+            child = level;
+        }
+        Ok(collapsed)
+    }
+
+    /// Whether this tree has blocks of `level`.
+    fn has_blocks_at(&self, level: Level) -> bool {
+        level >= self.largest_leaf.max(M::Granule::FIRST_BLOCK_LEVEL).max(self.tree.geometry.start_level())
     }
 
     /// Joins tables of level `child` to blocks of `level`.

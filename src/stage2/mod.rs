@@ -13,6 +13,7 @@ mod split;
 mod unmap;
 
 pub use collapse::CollapseError;
+pub(crate) use collapse::Rejoining;
 pub use load::{LoadError, Loaded, RunError};
 pub use map::{MapCause, MapError};
 pub use protect::ProtectError;
@@ -42,6 +43,8 @@ pub struct Stage2<'h, A: Arch, M: TableMemory> {
     pub(crate) largest_leaf: Level,
     /// Tables for splitting blocks.
     pub(crate) reserve: Reserve,
+    /// What a log has left in pieces.
+    pub(crate) rejoining: Rejoining,
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {

@@ -12,7 +12,7 @@
 
 use core::fmt;
 
-use super::Stage2;
+use super::{Rejoining, Stage2};
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
 use crate::changes::Changes;
@@ -177,6 +177,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             reclaim: ReclaimState::new(),
             largest_leaf: Level::LEAF,
             reserve: Reserve::new(),
+            rejoining: Rejoining::new(),
         })
     }
 

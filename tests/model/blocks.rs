@@ -292,6 +292,34 @@ fn what_was_split_is_joined_again_and_its_tables_go_back() {
 }
 
 #[test]
+fn when_a_log_has_ended_the_reclaimer_joins_what_the_log_has_split_a_bounded_piece_with_each_call() {
+    for (features, seed) in machines() {
+        for largest in [Level::L1, Level::L2] {
+            let scene = blocks(features, seed, largest);
+            let before = scene.mmu.memory().live();
+            scene.on(0, |here| {
+                let log = scene.guest.start_logging(&here.reader, Initial::Clean).unwrap();
+                scene.guest.split(&here.reader, range(0, 4 * TABLE)).unwrap();
+                let whole = scene.guest.reclaim(&here.reader, 64).unwrap();
+                assert_eq!(whole.collapsed, 0, "the log is on");
+                log.stop();
+                let pieces: Vec<u32> =
+                    (0..4).map(|_| scene.guest.reclaim(&here.reader, 3).unwrap().collapsed).collect();
+                assert_eq!(pieces[..2], [3, 1], "{pieces:?}");
+                let rest = (0..512 / 64).map(|_| scene.guest.reclaim(&here.reader, 64).unwrap().collapsed);
+                assert_eq!(rest.sum::<u32>(), u32::from(largest == Level::L1), "and the table above");
+                assert_eq!(level_of(&scene, here, 5 * PAGE), Some(largest));
+            });
+            let _cpu = scene.model.cpu(0);
+            let mut reader = reader(scene.mmu, 0);
+            reader.quiescent();
+            scene.guest.reclaim(&reader, 64).unwrap();
+            assert_eq!(scene.mmu.memory().live(), before);
+        }
+    }
+}
+
+#[test]
 fn a_table_is_not_joined_over_a_hole_another_frame_another_permission_or_a_taken_one() {
     type Spoil = fn(&Scene, &Running<'_>);
     let spoils: [Spoil; 4] = [
