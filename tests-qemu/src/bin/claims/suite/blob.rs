@@ -38,7 +38,8 @@ pub(crate) enum Piece {
     /// Adds up x2 doublewords, x1 bytes apart, in x3.
     Sum,
     /// Stores to the first doublewords of x2 pages from there on, in a random order, until the third doubleword at x1 is not zero: the
-    /// first at x1, a round, with the number of the store above it. What was stored last is then in the second at x1.
+    /// first at x1, a round, with the number of the store above it. The second at x1 is what was stored last; the fourth the order's
+    /// seed, the fifth the number before that of the first store.
     Rounds,
     /// Adds x2 (FEAT_LSE).
     AtomicAdd,
@@ -95,7 +96,7 @@ global_asm!(
     "b.ne 1b",
     "hvc #0",
     ".balign {piece}",
-    "mov x3, #0x5bd1",
+    "ldp x3, x6, [x1, #24]",
     "1: ldr x4, [x1]",
     "eor x3, x3, x3, lsl #13",
     "eor x3, x3, x3, lsr #7",

@@ -1,11 +1,12 @@
-//! A guest that stores the number of the round to pages of its memory, in a random order and on a CPU of its own, and this CPU that
-//! harvests meanwhile and keeps a replica: KVM's dirty_log_test, by its invariants.
+//! A guest that stores the number of the round to pages of its memory, in random orders and on CPUs of its own, and this CPU that
+//! harvests meanwhile and keeps a replica: KVM's dirty_log_test, by its invariants. Half of the pages come by faults.
 //!
 //! - A page whose bit is set holds a value of this round or of the last, or was left over from the last on purpose.
 //! - A page whose bit is clear held, when the scan began, nothing newer than the last harvest has taken: it is what the replica has.
 //!
-//! The guest says which round it has come to: once it has come to this one, no store of the one before is under way. In the end,
-//! when it stores no more, the replica is what it has. Each store's value is another: the round, and the number of the store above it.
+//! Each vCPU says which round it has come to: once all have come to this one, no store of the one before is under way. In the end,
+//! when they store no more, the replica is what the guest has. Each store's value is another: the round, and the number of the store
+//! above it.
 
 use alloc::{format, string::String, vec, vec::Vec};
 use core::{
@@ -36,12 +37,15 @@ use super::{
 
 pub(crate) type Log<'s, 'h> = DirtyLog<'s, 'h, Lessened, TracedPool<Granule4K>>;
 
-/// The page by which the guest is told the round.
+const VCPUS: usize = 2;
+/// The page by which the first vCPU is told the round, and so on.
 const CONTROL: u64 = RAM;
-/// What is in it: the round, what was stored last, and whether to stop.
+/// What is in it: the round, what was stored last, whether to stop, the seed of the order, and the number before the first store's.
 const ROUND: usize = 0;
 const LAST: usize = 1;
 const STOP: usize = 2;
+const SEED: usize = 3;
+const NUMBER: usize = 4;
 /// How long the guest may take to come to a round.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -76,34 +80,39 @@ impl Plan {
     }
 
     pub(crate) fn setup(&self) -> Setup {
-        Setup::vcpus(1).logged_from(self.ipa_bits, self.base()).tracked(self.tracking)
+        Setup::vcpus(VCPUS).logged_from(self.ipa_bits, self.base()).tracked(self.tracking)
     }
 
-    /// Maps all of it, and begins a log of it that is clean.
+    /// Maps each other page, and begins a log that is clean.
     pub(crate) fn start<'s, 'h>(&self, guest: &Guest<'s, 'h>) -> Result<(Log<'s, 'h>, Replica), String> {
-        (0..self.pages).try_for_each(|nth| guest.map(self.page(nth), 0).map(drop))?;
+        (0..self.pages).step_by(2).try_for_each(|nth| guest.map(self.page(nth), 0).map(drop))?;
         let log = guest.stage2.start_logging_with(&guest.reader, Initial::Clean, self.tracking).or_say("start")?;
         Ok((log, Replica(vec![0; self.pages as usize])))
     }
 
-    /// Plays all rounds.
-    pub(crate) fn play(&self, bench: &Bench<'_, Granule4K>) -> Result<Saw, String> {
+    /// Plays all rounds. Adds to `beside` the stores that were made beside a harvest.
+    pub(crate) fn play(&self, bench: &Bench<'_, Granule4K>, beside: &AtomicU64) -> Result<Saw, String> {
         bench.guest(self.setup(), |guest| {
-            let control = guest.words(guest.map(CONTROL, 0)?);
+            let controls = (0..VCPUS as u64).map(|nth| Ok(guest.words(guest.map(CONTROL + nth * PAGE_BYTES, 0)?)));
+            let controls: Vec<&[AtomicU64]> = controls.collect::<Result<_, String>>()?;
             let (mut log, mut replica) = self.start(guest)?;
-            let mut again = Vec::new();
-            guest.vcpus[0].start(Order::rounds(self.base(), CONTROL, self.pages).resolving_always());
-            let mut saw: Result<Saw, String> = Ok(Saw::TheTruth);
-            for round in 1..=self.rounds {
-                control[ROUND].store(round, Ordering::Relaxed);
-                saw = saw.and_then(|saw| {
-                    self.wait_for(control, round)?;
-                    Ok(saw.and(self.round(guest, &mut log, &mut replica, &mut again, round)?))
-                });
+            for (nth, (vcpu, control)) in guest.vcpus.iter().zip(&controls).enumerate() {
+                control[SEED].store(0x5bd1 + nth as u64, Ordering::Relaxed);
+                control[NUMBER].store((nth as u64) << 31, Ordering::Relaxed);
+                let address = CONTROL + nth as u64 * PAGE_BYTES;
+                vcpu.start(Order::rounds(self.base(), address, self.pages).resolving_always());
             }
-            control[STOP].store(1, Ordering::Relaxed);
-            guest.vcpus[0].finish().value()?;
-            let saw = saw?;
+            let played = (1..=self.rounds).try_fold((Saw::TheTruth, Vec::new()), |(saw, again), round| {
+                controls.iter().for_each(|control| control[ROUND].store(round, Ordering::Relaxed));
+                controls.iter().try_for_each(|control| self.wait_for(control, round))?;
+                let before = stores(&controls);
+                let (seen, again) = self.round(guest, &mut log, &mut replica, &again, round)?;
+                beside.fetch_add(stores(&controls) - before, Ordering::Relaxed);
+                Ok::<_, String>((saw.and(seen), again))
+            });
+            controls.iter().for_each(|control| control[STOP].store(1, Ordering::Relaxed));
+            guest.vcpus.iter().try_for_each(|vcpu| vcpu.finish().value().map(drop))?;
+            let (saw, _) = played?;
             let (_, bitmap) = self.scan(guest, &mut log)?;
             let _rearmed = log.rearm(&guest.reader, self.range(), &bitmap).or_say("rearm")?;
             replica.copy(self, guest, self.of(&bitmap), true)?;
@@ -114,7 +123,7 @@ impl Plan {
         })
     }
 
-    /// Until the guest stores in this round.
+    /// Until a vCPU stores in this round.
     fn wait_for(&self, control: &[AtomicU64], round: u64) -> Result<(), String> {
         let start = timer::now();
         while round_of(control[LAST].load(Ordering::Acquire)) != round {
@@ -126,39 +135,36 @@ impl Plan {
         Ok(())
     }
 
-    /// A harvest. Each other cleans only two of three pages that it finds; of all but the first, one comes to nothing.
+    /// A harvest, and the pages that it has left to the next. Each other one scans in pieces, and cleans two of three pages that it
+    /// finds; of all but the first, one page comes to nothing.
     fn round(
         &self,
         guest: &Guest<'_, '_>,
         log: &mut Log<'_, '_>,
         replica: &mut Replica,
-        again: &mut Vec<u64>,
+        again: &[u64],
         round: u64,
-    ) -> Result<Saw, String> {
+    ) -> Result<(Saw, Vec<u64>), String> {
+        let is_whole = !round.is_multiple_of(2);
         let before = replica.look(self, guest)?;
         fence(Ordering::SeqCst);
-        let (_, found) = self.scan(guest, log)?;
-        let is_cleaned = |nth: u64| round % 2 == 1 || !nth.is_multiple_of(3);
-        let mut cleaned = found.clone();
-        (0..self.pages).filter(|nth| !is_cleaned(*nth)).for_each(|nth| clear(&mut cleaned, nth));
+        let found = if is_whole { self.scan(guest, log)?.1 } else { self.scan_in_pieces(guest, log)? };
+        let is_cleaned = |nth: u64| is_whole || !nth.is_multiple_of(3);
+        let cleaned = self.bitmap(self.of(&found).filter(|nth| is_cleaned(*nth)));
         let _rearmed = log.rearm(&guest.reader, self.range(), &cleaned).or_say("rearm")?;
         let failed: Vec<u64> = self.of(&cleaned).take(usize::from(round > 1)).collect();
-        let copied = self.of(&cleaned).filter(|nth| !failed.contains(nth));
-        replica.copy(self, guest, copied, true)?;
-        let mut given_back = vec![0; found.len()];
-        failed.iter().for_each(|&nth| set(&mut given_back, nth));
-        log.merge(self.range(), &given_back).or_say("merge")?;
-        let wrong = (0..self.pages).find(|&nth| {
+        replica.copy(self, guest, self.of(&cleaned).filter(|nth| !failed.contains(nth)), true)?;
+        log.merge(self.range(), &self.bitmap(failed.iter().copied())).or_say("merge")?;
+        let is_right = (0..self.pages).all(|nth| {
             let (held, has) = (before[nth as usize], replica.0[nth as usize]);
-            let (is_found, is_due) = (is_set(&found, nth), again.contains(&nth));
             let is_copied = is_set(&cleaned, nth) && !failed.contains(&nth);
-            match is_found {
-                true => !is_due && is_copied && round_of(has) + 1 < round,
-                false => is_due || held != has,
+            match (is_set(&found, nth), again.contains(&nth)) {
+                (true, is_due) => is_due || !is_copied || round_of(has) + 1 >= round,
+                (false, is_due) => !is_due && held == has,
             }
         });
-        *again = self.of(&found).filter(|nth| !is_cleaned(*nth)).chain(failed).collect();
-        Ok(if wrong.is_none() { Saw::TheTruth } else { Saw::ThePast })
+        let left = self.of(&found).filter(|nth| !is_cleaned(*nth)).chain(failed.iter().copied()).collect();
+        Ok((if is_right { Saw::TheTruth } else { Saw::ThePast }, left))
     }
 
     /// What is dirty: how many pages, and which.
@@ -167,6 +173,24 @@ impl Plan {
         let count = log.scan(&guest.reader, self.range(), &mut bitmap).or_say("scan")?;
         expect("pages found", self.of(&bitmap).count() as u64, count)?;
         Ok((count, bitmap))
+    }
+
+    /// Table by table.
+    fn scan_in_pieces(&self, guest: &Guest<'_, '_>, log: &mut Log<'_, '_>) -> Result<Vec<u64>, String> {
+        let (mut found, mut rest) = (self.bitmap([]), Some(self.range()));
+        while let Some(left) = rest {
+            let nth = |ipa: Ipa| (ipa.raw() - self.base()) / PAGE_BYTES;
+            let run = |run: IpaRange| (nth(run.start())..=nth(run.last())).for_each(|nth| set(&mut found, nth));
+            let next = log.scan_runs(&guest.reader, left, 0, run).or_say("scan")?.next;
+            rest = next.and_then(|next| IpaRange::inclusive(next, left.last()));
+        }
+        Ok(found)
+    }
+
+    fn bitmap(&self, pages: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let mut bitmap = vec![0; self.pages.div_ceil(64) as usize];
+        pages.into_iter().for_each(|nth| set(&mut bitmap, nth));
+        bitmap
     }
 
     /// The pages of a bitmap.
@@ -207,14 +231,21 @@ impl Replica {
     }
 }
 
+/// Where nothing has come yet, there is nothing to be seen by the guest either.
 fn content(plan: &Plan, guest: &Guest<'_, '_>, nth: u64) -> Result<u64, String> {
-    Ok(guest.words(frame(plan, guest, nth)?)[0].load(Ordering::Relaxed))
+    let frame = frame(plan, guest, nth)?;
+    Ok(frame.map_or(0, |frame| guest.words(frame)[0].load(Ordering::Relaxed)))
 }
 
 /// Where a page is.
-pub(crate) fn frame(plan: &Plan, guest: &Guest<'_, '_>, nth: u64) -> Result<Pa, String> {
+pub(crate) fn frame(plan: &Plan, guest: &Guest<'_, '_>, nth: u64) -> Result<Option<Pa>, String> {
     let view = guest.stage2.view(&guest.reader, Ipa::new(plan.page(nth))).or_say("view")?;
-    Ok(view.or_say("a page is not mapped")?.pa())
+    Ok(view.map(|view| view.pa()))
+}
+
+/// How many all vCPUs have made.
+fn stores(controls: &[&[AtomicU64]]) -> u64 {
+    controls.iter().map(|control| control[LAST].load(Ordering::Relaxed) >> 32).sum()
 }
 
 fn round_of(value: u64) -> u64 {
@@ -227,8 +258,4 @@ fn is_set(bitmap: &[u64], nth: u64) -> bool {
 
 pub(crate) fn set(bitmap: &mut [u64], nth: u64) {
     bitmap[(nth / 64) as usize] |= 1 << (nth % 64);
-}
-
-fn clear(bitmap: &mut [u64], nth: u64) {
-    bitmap[(nth / 64) as usize] &= !(1 << (nth % 64));
 }
