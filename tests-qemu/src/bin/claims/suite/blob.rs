@@ -37,9 +37,9 @@ pub(crate) enum Piece {
     Count,
     /// Adds up x2 doublewords, x1 bytes apart, in x3.
     Sum,
-    /// Stores to the first doublewords of x2 pages from there on, in a random order, until the third doubleword at x1 is not zero: the
-    /// first at x1, a round, with the number of the store above it. The second at x1 is what was stored last; the fourth the order's
-    /// seed, the fifth the number before that of the first store.
+    /// Stores to the first doublewords of x2 pages from there on, in a random order: the first doubleword at x1, a round, with the
+    /// number of the store above it. The second at x1 is what was stored last, the third how often to store, the fourth the order's
+    /// seed, and the fifth the number before that of the first store.
     Rounds,
     /// Adds x2 (FEAT_LSE).
     AtomicAdd,
@@ -96,6 +96,7 @@ global_asm!(
     "b.ne 1b",
     "hvc #0",
     ".balign {piece}",
+    "ldr x7, [x1, #16]",
     "ldp x3, x6, [x1, #24]",
     "1: ldr x4, [x1]",
     "eor x3, x3, x3, lsl #13",
@@ -108,8 +109,8 @@ global_asm!(
     "str x4, [x5]",
     "dmb ish",
     "str x4, [x1, #8]",
-    "ldr x7, [x1, #16]",
-    "cbz x7, 1b",
+    "subs x7, x7, #1",
+    "b.ne 1b",
     "hvc #0",
     ".arch_extension lse",
     "piece ldadd x2, x1, [x0]",

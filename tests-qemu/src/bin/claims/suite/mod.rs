@@ -57,7 +57,9 @@ const CLAIMS: &[Claim] = claims! {
         a_write_after_a_clean_start_is_in_the_first_harvest,
     }
     dirty_log {
-        what_a_guest_stores_while_it_is_harvested_is_in_this_harvest_or_the_next,
+        stores_beside_a_harvest_are_in_it_or_the_next_by_write_protection,
+        stores_beside_a_harvest_are_in_it_or_the_next_by_hardware,
+        stores_beside_a_harvest_are_in_it_or_the_next_by_tables_in_use,
         a_harvester_copies_what_it_has_cleaned_and_marks_and_gives_back_the_rest,
     }
     lifetime {

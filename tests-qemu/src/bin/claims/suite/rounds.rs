@@ -4,13 +4,12 @@
 //! - A page whose bit is set holds a value of this round or of the last, or was left over from the last on purpose.
 //! - A page whose bit is clear held, when the scan began, nothing newer than the last harvest has taken: it is what the replica has.
 //!
-//! Each vCPU says which round it has come to: once all have come to this one, no store of the one before is under way. In the end,
-//! when they store no more, the replica is what the guest has. Each store's value is another: the round, and the number of the store
+//! Each vCPU says which round it has come to, and the harvest begins once all have come to this one; they go on storing beside it. In
+//! the end, when nobody stores, the replica is what the guest has. Each store's value is another: the round, and the number of the store
 //! above it.
 
 use alloc::{format, string::String, vec, vec::Vec};
 use core::{
-    hint,
     sync::atomic::{AtomicU64, Ordering, fence},
     time::Duration,
 };
@@ -21,7 +20,7 @@ use stage2::{
     geometry::{Features, Granule4K, HardwareUpdate},
 };
 use stage2_platform::{
-    timer,
+    cpus, timer,
     trace::{self, Mark},
 };
 use stage2_tests_qemu::{memory::PAGE_BYTES, tables::TracedPool};
@@ -40,12 +39,14 @@ pub(crate) type Log<'s, 'h> = DirtyLog<'s, 'h, Lessened, TracedPool<Granule4K>>;
 const VCPUS: usize = 2;
 /// The page by which the first vCPU is told the round, and so on.
 const CONTROL: u64 = RAM;
-/// What is in it: the round, what was stored last, whether to stop, the seed of the order, and the number before the first store's.
+/// What is in it: the round, what was stored last, how often to store, the seed of the order, the number before the first store's.
 const ROUND: usize = 0;
 const LAST: usize = 1;
-const STOP: usize = 2;
+const COUNT: usize = 2;
 const SEED: usize = 3;
 const NUMBER: usize = 4;
+/// Stores of a vCPU in a round: about as many as it has the time for beside a harvest.
+const STORES: u64 = 1 << 14;
 /// How long the guest may take to come to a round.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -96,22 +97,23 @@ impl Plan {
             let controls = (0..VCPUS as u64).map(|nth| Ok(guest.words(guest.map(CONTROL + nth * PAGE_BYTES, 0)?)));
             let controls: Vec<&[AtomicU64]> = controls.collect::<Result<_, String>>()?;
             let (mut log, mut replica) = self.start(guest)?;
-            for (nth, (vcpu, control)) in guest.vcpus.iter().zip(&controls).enumerate() {
-                control[SEED].store(0x5bd1 + nth as u64, Ordering::Relaxed);
-                control[NUMBER].store((nth as u64) << 31, Ordering::Relaxed);
-                let address = CONTROL + nth as u64 * PAGE_BYTES;
-                vcpu.start(Order::rounds(self.base(), address, self.pages).resolving_always());
-            }
             let played = (1..=self.rounds).try_fold((Saw::TheTruth, Vec::new()), |(saw, again), round| {
-                controls.iter().for_each(|control| control[ROUND].store(round, Ordering::Relaxed));
-                controls.iter().try_for_each(|control| self.wait_for(control, round))?;
-                let before = stores(&controls);
-                let (seen, again) = self.round(guest, &mut log, &mut replica, &again, round)?;
-                beside.fetch_add(stores(&controls) - before, Ordering::Relaxed);
-                Ok::<_, String>((saw.and(seen), again))
+                for (nth, (vcpu, control)) in guest.vcpus.iter().zip(&controls).enumerate() {
+                    let first = ((nth as u64) << 31) + (round - 1) * STORES;
+                    let words = [(ROUND, round), (COUNT, STORES), (SEED, first | round), (NUMBER, first)];
+                    words.into_iter().for_each(|(at, word)| control[at].store(word, Ordering::Relaxed));
+                    let address = CONTROL + nth as u64 * PAGE_BYTES;
+                    vcpu.start(Order::rounds(self.base(), address, self.pages).resolving_always());
+                }
+                let harvested = controls.iter().try_for_each(|control| self.wait_for(control, round)).and_then(|()| {
+                    let before = stores(&controls);
+                    let harvested = self.round(guest, &mut log, &mut replica, &again, round);
+                    beside.fetch_add(stores(&controls) - before, Ordering::Relaxed);
+                    harvested
+                });
+                guest.vcpus.iter().try_for_each(|vcpu| vcpu.finish().value().map(drop))?;
+                harvested.map(|(seen, again)| (saw.and(seen), again))
             });
-            controls.iter().for_each(|control| control[STOP].store(1, Ordering::Relaxed));
-            guest.vcpus.iter().try_for_each(|vcpu| vcpu.finish().value().map(drop))?;
             let (saw, _) = played?;
             let (_, bitmap) = self.scan(guest, &mut log)?;
             let _rearmed = log.rearm(&guest.reader, self.range(), &bitmap).or_say("rearm")?;
@@ -130,7 +132,7 @@ impl Plan {
             if timer::now() - start > PATIENCE {
                 return Err(format!("the guest does not come to round {round}"));
             }
-            hint::spin_loop();
+            cpus::yield_now();
         }
         Ok(())
     }
