@@ -9,7 +9,7 @@ use spin::Mutex;
 use stage2::{
     Ipa, IpaRange, Pa, Reader,
     descriptor::{Attributes, Permissions},
-    dirty::{Content, DirtyBitmap, Tracking},
+    dirty::{Content, DirtyBitmap},
     geometry::{Geometry, GeometryOptions, Granule, Granule4K, HardwareUpdate},
 };
 use stage2_platform::{
@@ -56,12 +56,8 @@ impl Setup {
         Self { ipa_bits, logged_from: base, ..self }
     }
 
-    /// With the hardware updates that this way to track stores takes.
-    pub(crate) const fn tracked(self, tracking: Tracking) -> Self {
-        let updates = match tracking {
-            Tracking::WriteProtect => HardwareUpdate::None,
-            Tracking::Hardware | Tracking::Adaptive => HardwareUpdate::AccessFlagAndDirty,
-        };
+    /// With the CPU updating so much of its leaves.
+    pub(crate) const fn updating(self, updates: HardwareUpdate) -> Self {
         Self { updates, ..self }
     }
 

@@ -67,6 +67,14 @@ pub(crate) fn ways(features: &Features) -> impl Iterator<Item = Tracking> {
         .filter(move |tracking| *tracking == Tracking::WriteProtect || has_dirty_state)
 }
 
+/// The hardware updates that it takes.
+pub(crate) const fn updates(tracking: Tracking) -> HardwareUpdate {
+    match tracking {
+        Tracking::WriteProtect => HardwareUpdate::None,
+        Tracking::Hardware | Tracking::Adaptive => HardwareUpdate::AccessFlagAndDirty,
+    }
+}
+
 impl Plan {
     fn base(&self) -> u64 {
         (1 << self.ipa_bits) - self.pages * PAGE_BYTES
@@ -81,7 +89,7 @@ impl Plan {
     }
 
     pub(crate) fn setup(&self) -> Setup {
-        Setup::vcpus(VCPUS).logged_from(self.ipa_bits, self.base()).tracked(self.tracking)
+        Setup::vcpus(VCPUS).logged_from(self.ipa_bits, self.base()).updating(updates(self.tracking))
     }
 
     /// Maps each other page, and begins a log that is clean.
