@@ -12,7 +12,7 @@ use stage2::{
     arch::{Arch, Dsb, Scope, Tlbi},
     descriptor::Permissions,
     dirty::{Initial, Tracking},
-    geometry::Granule4K,
+    geometry::{Features, Granule4K, HardwareUpdate},
     memory::TableMemory,
 };
 
@@ -46,7 +46,9 @@ enum Act {
     Fetch,
     /// Its stage 1 is walked, for a load.
     Walk,
-    /// The same, for AT S1E1R.
+    /// The same, and an access flag is set there.
+    Update,
+    /// As the first, for AT S1E1R.
     Translate,
     /// DC CIVAC.
     Clean,
@@ -97,11 +99,13 @@ const INVALIDATES: [&[Ends]; 4] =
 const ATOMIC: [&[Ends]; 4] = [&[Writes(1), Writes(2)], &[Denied(1)], &[Writes(1)], &[Writes(1), Writes(2)]];
 
 /// With write protection, and the access flag set by software.
-const BY_SOFTWARE: [Row; 10] = [
+const BY_SOFTWARE: [Row; 11] = [
     (Load, READS),
     (Store, [&[Writes(1)], &[Denied(1)], &[Writes(1)], &[Writes(1)]]),
     (Fetch, READS),
     (Walk, READS),
+    // What comes by a fault is no table whose entry could be updated.
+    (Update, [&[Passes(1)], &[Denied(1)], &[Writes(1)], &[Writes(2)]]),
     (Translate, READS),
     (Clean, CLEANS),
     (Invalidate, INVALIDATES),
@@ -112,6 +116,7 @@ const BY_SOFTWARE: [Row; 10] = [
 
 /// Where the hardware notes the store to a clean page.
 const NOTED: [&[Ends]; 4] = [&[Writes(1)], &[Denied(1)], &[Writes(0)], &[Writes(0)]];
+const NOTED_OF_WALKS: [&[Ends]; 4] = [&[Passes(1)], &[Denied(1)], &[Writes(0)], &[Writes(0)]];
 
 impl Act {
     fn writes(self) -> bool {
@@ -119,7 +124,7 @@ impl Act {
     }
 
     fn walks(self) -> bool {
-        matches!(self, Walk | Translate)
+        matches!(self, Walk | Update | Translate)
     }
 
     /// What is expected of it.
@@ -129,6 +134,7 @@ impl Act {
         match tracking {
             Tracking::WriteProtect => row[column(there)],
             Tracking::Hardware if self.writes() => NOTED[column(there)],
+            Tracking::Hardware if self == Update => NOTED_OF_WALKS[column(there)],
             // The hardware sets the access flag, too.
             Tracking::Hardware | Tracking::Adaptive if there == Old => row[column(Logged)],
             Tracking::Hardware | Tracking::Adaptive => row[column(there)],
@@ -141,7 +147,7 @@ impl Act {
             Load => Order::load(page),
             Store => Order::store(page, 1),
             Fetch => Order::new(Piece::Call, page, 0),
-            Walk => Order::load(window),
+            Walk | Update => Order::load(window),
             Translate => Order::new(Piece::Translate, window, 0),
             Clean => Order::new(Piece::CleanLine, page, 0),
             Invalidate => Order::new(Piece::InvalidateLine, page, 0),
@@ -164,24 +170,32 @@ impl Act {
         let (class, code) = (exception.esr >> 26 & 0x3f, exception.esr & 0x3f);
         match (class, code) {
             (DATA_ABORT, EXTERNAL_ABORT) => Ok(false),
-            (DATA_ABORT, NOT_MAPPED) if there == Hole && self == Walk => Ok(true),
+            (DATA_ABORT, NOT_MAPPED) if there == Hole && self.walks() => Ok(true),
             (UNDEFINED, _) if there == Hole && self == Fetch => Ok(true),
             _ => Err(format!("the guest takes {exception:x?}")),
         }
     }
 }
 
-/// What this CPU can do.
-fn acts() -> Vec<Act> {
+/// What these CPUs can do.
+fn acts(features: &Features) -> impl Iterator<Item = Act> {
     let has_atomics = ID_AA64ISAR0_EL1.get() >> 20 & 0xf >= 2;
-    let all = [Load, Store, Fetch, Walk, Translate, Clean, Invalidate, AtomicAdd, CompareAndSwap, Exclusive];
-    all.into_iter().filter(|act| has_atomics || !matches!(act, AtomicAdd | CompareAndSwap)).collect()
+    let updates = features.hardware_update() != HardwareUpdate::None;
+    BY_SOFTWARE.into_iter().map(|(act, _)| act).filter(move |act| match act {
+        AtomicAdd | CompareAndSwap => has_atomics,
+        Update => updates,
+        _ => true,
+    })
 }
 
 pub(crate) fn each_access_takes_exactly_the_faults_it_must(lab: &Lab) -> Claimed {
     let mut tried = 0;
+    let with_stage1 = match lab.features.hardware_update() {
+        HardwareUpdate::None => Setup::vcpus(1).with_stage1(),
+        _ => Setup::vcpus(1).with_stage1().with_hardware_access_flag(),
+    };
     for tracking in ways(&lab.features) {
-        let setup = Setup::vcpus(1).with_stage1().updating(updates(tracking));
+        let setup = with_stage1.updating(updates(tracking));
         tried += lab
             .bench(UNJUDGED, lab.features, |bench| bench.guest(setup, |guest| all_of(guest, tracking)))
             .map_err(|reason| format!("{tracking}: {reason}"))?;
@@ -198,7 +212,7 @@ struct Try {
 }
 
 fn all_of(guest: &Guest<'_, '_>, tracking: Tracking) -> Result<usize, String> {
-    let pairs = acts().into_iter().flat_map(|act| PLACES.map(|there| (act, there)));
+    let pairs = acts(&guest.bench.features).flat_map(|act| PLACES.map(|there| (act, there)));
     let tries: Vec<Try> = pairs
         .enumerate()
         .map(|(nth, (act, there))| {
@@ -236,7 +250,11 @@ fn prepare(guest: &Guest<'_, '_>, tried: &Try) -> Result<(), String> {
         return Ok(());
     }
     let permissions = if there == ReadOnly { Permissions::RX } else { Permissions::RWX };
-    let content = if act.walks() { stage1::page(DATA) } else { blob::code_returning(7) };
+    let content = match act {
+        Update => stage1::page_not_accessed(DATA),
+        _ if act.walks() => stage1::page(DATA),
+        _ => blob::code_returning(7),
+    };
     guest.map_with(page, content, permissions).map(drop)
 }
 
