@@ -2,7 +2,8 @@
 //! its invariants.
 //!
 //! A round is: stores; a scan, at once or in pieces; stores; a rearm, of all that was found or of a part, in two pieces; stores; a copy of
-//! what was cleaned, some of which comes to nothing and is given back. The guest stores between any two of these. Then
+//! what was cleaned, some of which comes to nothing and is given back. Between any two of these the guest stores, and now and then a
+//! page is moved. Then
 //!
 //! - a page whose bit is set holds a value of this round or of the last, or was left over from the last on purpose;
 //! - a page whose bit is clear held, when the scan began, nothing newer than the last harvest has taken: it is what the replica has.
@@ -211,11 +212,16 @@ impl<'s> Play<'s> {
         first..first + BLOCK
     }
 
-    /// What the page holds.
-    fn content(&self, page: u64) -> u64 {
+    /// Where the page is, mapped or not.
+    fn frame(&self, page: u64) -> Pa {
         let ipa = self.plan.range(page..page + 1).start();
         let view = self.scene.guest.view(&self.here.reader, ipa).unwrap();
-        view.map_or(0, |view| self.scene.model.content(view.pa()))
+        view.map_or_else(|| self.scene.frames.get(ipa), |view| view.pa())
+    }
+
+    /// What it holds.
+    fn content(&self, page: u64) -> u64 {
+        self.scene.model.content(self.frame(page))
     }
 
     fn copy(&mut self, pages: &BTreeSet<u64>, is_clean: bool) {
@@ -265,12 +271,28 @@ impl<'s> Play<'s> {
         let _rearmed = log.rearm(&self.here.reader, self.plan.range(part), &bitmap).unwrap();
     }
 
-    /// To a few pages.
+    /// To a few pages. And another is moved, perhaps.
     fn guest_stores(&mut self) {
         for _ in 0..1 + self.plan.pages.min(64) / 8 {
             let page = self.below(self.plan.pages);
             self.guest_stores_to(page);
         }
+        let page = self.below(2 * self.plan.pages);
+        if page < self.plan.pages && self.plan.largest == Level::LEAF {
+            self.move_page(page);
+        }
+    }
+
+    /// To another frame. It is mapped again when the guest comes to it.
+    fn move_page(&self, page: u64) {
+        let (model, frames) = (&self.scene.model, &self.scene.frames);
+        let release = |removed: stage2::stage2::Removed<'_>| {
+            let (old, new) = (*removed.frame.peek(), frames.fresh());
+            model.fill(new, model.content(old));
+            frames.set(removed.ipa, new);
+            model.free_frame(old, PAGE);
+        };
+        self.scene.guest.unmap_with(&self.here.reader, self.plan.range(page..page + 1), release).unwrap();
     }
 
     fn guest_stores_to(&mut self, page: u64) {
@@ -280,19 +302,13 @@ impl<'s> Play<'s> {
         self.memory[page as usize] = value;
     }
 
-    /// To a page that is there: its frame, not through the tree.
+    /// To the frame of a page, not through the tree.
     fn hypervisor_stores(&mut self) {
-        let at = self.below(self.plan.pages);
-        let Some(page) = (at..self.plan.pages).chain(0..at).find(|page| self.memory[*page as usize] != 0) else {
-            return;
-        };
-        let value = self.next_value();
-        let range = self.plan.range(page..page + 1);
-        let frame = self.scene.guest.view(&self.here.reader, range.start()).unwrap().unwrap().pa();
-        self.scene.model.fill(frame, value);
+        let (page, value) = (self.below(self.plan.pages), self.next_value());
+        self.scene.model.fill(self.frame(page), value);
         self.memory[page as usize] = value;
         if self.plan.harvester != Harvester::MarksNothing {
-            self.scene.guest.mark_dirty(range).unwrap();
+            self.scene.guest.mark_dirty(self.plan.range(page..page + 1)).unwrap();
         }
     }
 
