@@ -3,12 +3,16 @@
 
 mod blocks;
 mod caches;
+mod churn;
 mod dirty;
+mod dirty_log_scenario;
 #[path = "../support/features.rs"]
 mod features;
 mod granules;
 mod guests;
 mod lifetime;
+mod page_fault_scenario;
 mod permissions;
+mod rounds;
 mod support;
 mod vmids;

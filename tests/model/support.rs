@@ -60,10 +60,21 @@ pub(crate) fn machine<G: Granule>(
 
 /// A guest of 40 bits of IPA with a side log for `pages` pages from 0 on, and the hardware updates that its CPUs have.
 pub(crate) fn guest<G: Granule>(mmu: &'static Machine<G>, features: Features, pages: u64) -> Guest<G> {
+    guest_at(mmu, features, 40, 0, pages)
+}
+
+/// The same with so many bits, logged from `base` on.
+pub(crate) fn guest_at<G: Granule>(
+    mmu: &'static Machine<G>,
+    features: Features,
+    ipa_bits: u8,
+    base: u64,
+    pages: u64,
+) -> Guest<G> {
     let words: Box<[Word]> = (0..pages.div_ceil(64)).map(|_| Word::new(0)).collect();
-    let log = DirtyBitmap { base: Ipa::new(0), words: Box::leak(words) };
+    let log = DirtyBitmap { base: Ipa::new(base), words: Box::leak(words) };
     let options = GeometryOptions::default().with_hardware_update(features.hardware_update());
-    Stage2::new(mmu, Geometry::new(40, &features, options).unwrap(), Some(log)).unwrap()
+    Stage2::new(mmu, Geometry::new(ipa_bits, &features, options).unwrap(), Some(log)).unwrap()
 }
 
 /// What most tests begin with: CPU 0 is this thread, with its reader; the guest is of `features`.
@@ -84,10 +95,16 @@ impl Scene {
 
     /// With blocks up to those of `level`.
     pub(crate) fn with_largest_leaf(features: Features, seed: u64, level: Level) -> Self {
-        let model = ModelMmu::new::<Granule4K>(4, seed);
+        Self::on_model(ModelMmu::new::<Granule4K>(4, seed), features, |mmu| {
+            guest(mmu, features, LOGGED).with_largest_leaf(level)
+        })
+    }
+
+    /// On this model, with the guest that `make` makes.
+    pub(crate) fn on_model(model: ModelMmu, features: Features, make: impl FnOnce(&'static Machine) -> Guest) -> Self {
         let mmu = machine(&model, 4, 64, features);
         let _cpu = model.cpu(0);
-        let guest = Box::leak(Box::new(guest(mmu, features, LOGGED).with_largest_leaf(level)));
+        let guest = Box::leak(Box::new(make(mmu)));
         Self { model, mmu, guest, frames: Frames::default() }
     }
 

@@ -37,6 +37,22 @@ pub(crate) enum Piece {
     Count,
     /// Adds up x2 doublewords, x1 bytes apart, in x3.
     Sum,
+    /// Stores to the first doublewords of x2 pages from there on, in a random order: the first doubleword at x1, a round, with the
+    /// number of the store above it. The second at x1 is what was stored last, the third how often to store, the fourth the order's
+    /// seed, and the fifth the number before that of the first store.
+    Rounds,
+    /// Adds x2 (FEAT_LSE).
+    AtomicAdd,
+    /// Stores x2 if x1 was there (FEAT_LSE).
+    CompareAndSwap,
+    /// Adds 1, with exclusive access.
+    ExclusiveAdd,
+    /// AT S1E1R; x1 is PAR_EL1 then.
+    Translate,
+    /// DC CIVAC.
+    CleanLine,
+    /// DC IVAC.
+    InvalidateLine,
 }
 
 impl Piece {
@@ -79,6 +95,40 @@ global_asm!(
     "subs x2, x2, #1",
     "b.ne 1b",
     "hvc #0",
+    ".balign {piece}",
+    "ldr x7, [x1, #16]",
+    "ldp x3, x6, [x1, #24]",
+    "1: ldr x4, [x1]",
+    "eor x3, x3, x3, lsl #13",
+    "eor x3, x3, x3, lsr #7",
+    "eor x3, x3, x3, lsl #17",
+    "umulh x5, x3, x2",
+    "add x5, x0, x5, lsl #12",
+    "add x6, x6, #1",
+    "orr x4, x4, x6, lsl #32",
+    "str x4, [x5]",
+    "dmb ish",
+    "str x4, [x1, #8]",
+    "subs x7, x7, #1",
+    "b.ne 1b",
+    "hvc #0",
+    ".arch_extension lse",
+    "piece ldadd x2, x1, [x0]",
+    "piece cas x1, x2, [x0]",
+    ".arch_extension nolse",
+    ".balign {piece}",
+    "1: ldxr x1, [x0]",
+    "add x1, x1, #1",
+    "stxr w3, x1, [x0]",
+    "cbnz w3, 1b",
+    "hvc #0",
+    ".balign {piece}",
+    "at s1e1r, x0",
+    "isb",
+    "mrs x1, par_el1",
+    "hvc #0",
+    "piece dc civac, x0",
+    "piece dc ivac, x0",
     ".balign {vectors}",
     ".rept 16",
     ".balign 128",

@@ -10,7 +10,7 @@ use stage2::{
     Ipa, IpaRange, Pa, Reader,
     descriptor::{Attributes, Permissions},
     dirty::{Content, DirtyBitmap},
-    geometry::{Geometry, GeometryOptions, Granule, Granule4K},
+    geometry::{Geometry, GeometryOptions, Granule, Granule4K, HardwareUpdate},
 };
 use stage2_platform::{
     cpus::{self, CpuIndex},
@@ -40,12 +40,25 @@ const IPA_BITS: u8 = 36;
 pub(crate) struct Setup {
     vcpus: usize,
     regime: Regime,
+    ipa_bits: u8,
+    logged_from: u64,
+    updates: HardwareUpdate,
 }
 
 impl Setup {
-    /// With `vcpus` (1 or 2) vCPUs, stage 1 off.
+    /// With `vcpus` (1 or 2) vCPUs, stage 1 off, logged from [`RAM`] on.
     pub(crate) const fn vcpus(vcpus: usize) -> Self {
-        Self { vcpus, regime: Regime::OFF }
+        Self { vcpus, regime: Regime::OFF, ipa_bits: IPA_BITS, logged_from: RAM, updates: HardwareUpdate::None }
+    }
+
+    /// With an IPA space of so many bits, logged from `base` on.
+    pub(crate) const fn logged_from(self, ipa_bits: u8, base: u64) -> Self {
+        Self { ipa_bits, logged_from: base, ..self }
+    }
+
+    /// With the CPU updating so much of its leaves.
+    pub(crate) const fn updating(self, updates: HardwareUpdate) -> Self {
+        Self { updates, ..self }
     }
 
     /// With stage 1 on, its root and the table behind it mapped.
@@ -78,8 +91,14 @@ pub(crate) fn pages<G: Granule>(ipa: u64, count: u64) -> IpaRange {
 impl<'h, G: Granule> Bench<'h, G> {
     /// An empty tree, logged from [`RAM`] on.
     pub(crate) fn tree(&self, ipa_bits: u8) -> Result<BenchStage2<'h, G>, String> {
-        let geometry = Geometry::new(ipa_bits, &self.features, GeometryOptions::default()).or_say("geometry")?;
-        let log = DirtyBitmap { base: Ipa::new(RAM), words: self.log() };
+        self.tree_of(ipa_bits, RAM, HardwareUpdate::None)
+    }
+
+    /// The same, logged from `base` on, whose hardware updates its leaves.
+    fn tree_of(&self, ipa_bits: u8, base: u64, updates: HardwareUpdate) -> Result<BenchStage2<'h, G>, String> {
+        let options = GeometryOptions::default().with_hardware_update(updates);
+        let geometry = Geometry::new(ipa_bits, &self.features, options).or_say("geometry")?;
+        let log = DirtyBitmap { base: Ipa::new(base), words: self.log() };
         BenchStage2::new(self.mmu, geometry, Some(log)).or_say("new tree")
     }
 
@@ -97,7 +116,7 @@ impl<'h, G: Granule> Bench<'h, G> {
         setup: Setup,
         script: impl FnOnce(&mut Guest<'_, 'h, G>) -> Result<T, String> + Send,
     ) -> Result<T, String> {
-        let stage2 = self.tree(IPA_BITS)?;
+        let stage2 = self.tree_of(setup.ipa_bits, setup.logged_from, setup.updates)?;
         let places = Places::new(self);
         let result = self.play(setup, &stage2, &places, script);
         let reader = self.mmu.reader(machine::index(CpuIndex::BOOT)).or_say("reader")?;

@@ -1,9 +1,9 @@
 //! Orders from the hypervisor's CPU to a vCPU's, and stories back.
 
-use core::{hint, time::Duration};
+use core::time::Duration;
 
 use spin::Mutex;
-use stage2_platform::timer::Alarm;
+use stage2_platform::{cpus, timer::Alarm};
 
 use super::seat::{Order, Story};
 
@@ -42,7 +42,7 @@ impl Mailbox {
 
     /// Waits until the vCPU is done with what it was told.
     pub(crate) fn finish(&self) -> Story {
-        self.wait(hint::spin_loop, |content| match core::mem::replace(content, Content::Nothing) {
+        self.wait(cpus::yield_now, |content| match core::mem::replace(content, Content::Nothing) {
             Content::Story(story) => Some(story),
             other => {
                 *content = other;

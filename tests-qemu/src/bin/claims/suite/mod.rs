@@ -2,6 +2,7 @@
 
 mod blob;
 mod dirty;
+mod dirty_log;
 mod faults;
 mod guest;
 mod invalidation;
@@ -9,7 +10,9 @@ mod lab;
 mod lessened;
 mod lifetime;
 mod mailbox;
+mod page_faults;
 mod places;
+mod rounds;
 mod seat;
 mod shapes;
 mod stage1;
@@ -53,6 +56,12 @@ const CLAIMS: &[Claim] = claims! {
         a_write_after_rearm_is_in_the_next_harvest,
         a_write_after_a_clean_start_is_in_the_first_harvest,
     }
+    dirty_log {
+        stores_beside_a_harvest_are_in_it_or_the_next_by_write_protection,
+        stores_beside_a_harvest_are_in_it_or_the_next_by_hardware,
+        stores_beside_a_harvest_are_in_it_or_the_next_by_tables_in_use,
+        a_harvester_copies_what_it_has_cleaned_and_marks_and_gives_back_the_rest,
+    }
     lifetime {
         a_frozen_guest_stops_at_its_next_access,
         a_reclaimed_table_serves_again_at_once,
@@ -76,6 +85,9 @@ const CLAIMS: &[Claim] = claims! {
         a_write_to_read_only_memory_is_an_external_abort,
         a_fetch_from_execute_never_memory_is_an_external_abort,
         nothing_at_an_address_is_an_external_abort,
+    }
+    page_faults {
+        each_access_takes_exactly_the_faults_it_must,
     }
     walks {
         the_guests_table_walk_pages_its_tables_in,

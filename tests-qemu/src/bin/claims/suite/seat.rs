@@ -68,6 +68,16 @@ impl Order {
         Self { x: [address, stride, count], ..Self::new(Piece::Sum, 0, 0) }
     }
 
+    /// Stores rounds to `count` pages; what is said of it and what it says is at `control`.
+    pub(crate) const fn rounds(address: u64, control: u64, count: u64) -> Self {
+        Self { x: [address, control, count], ..Self::new(Piece::Rounds, 0, 0) }
+    }
+
+    /// And `x2` is this.
+    pub(crate) const fn with_x2(self, x2: u64) -> Self {
+        Self { x: [self.x[0], self.x[1], x2], ..self }
+    }
+
     /// And stage-2 faults are resolved.
     pub(crate) const fn resolving(self) -> Self {
         Self { faults: Faults::Resolve, ..self }
