@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use crate::bench::{GROUPS, Report, table};
+use crate::bench::{Baseline, Bench, Comparison, Counting, GROUPS, kinds, table};
 use crate::job;
 use crate::prerequisites::{Qemu, TargetStd};
 use crate::report;
@@ -24,24 +24,51 @@ pub(crate) struct Arguments {
     /// Where to write the report as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Make these figures the baseline that `cargo xtask test` compares with
+    #[arg(long, conflicts_with = "name")]
+    write_baseline: bool,
 }
 
-/// Measures; an error if the figures are none. A goal that is missed is shown, and no error.
+/// Measures; an error if the figures are none, or worse than the baseline. A goal that is missed is shown, and no error.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     arguments.report.as_deref().map_or(Ok(()), report::check_place)?;
     let qemu = Qemu::ensure()?;
     qemu.check_cpu(&arguments.cpu)?;
-    job::build_images(workspace, &TargetStd::ensure(workspace)?)?;
+    let target = TargetStd::ensure(workspace)?;
+    job::build_images(workspace, &target)?;
+    let bench = Bench {
+        workspace,
+        qemu: &qemu,
+        cpu: &arguments.cpu,
+        compiler: target.compiler(workspace)?,
+        counting: Counting::prepare(workspace, None).map_err(|error| format!("{error:#}")),
+    };
     let wanted = |name: &str| arguments.name.as_deref().is_none_or(|only| only == name);
     let groups: Vec<_> = GROUPS.into_iter().filter(|group| wanted(group.name)).collect();
-    let measured = Report::measure(workspace, &qemu, &arguments.cpu, &groups)?;
+    let measured = bench.measure(&groups)?;
     if let Some(path) = &arguments.report {
         report::write(path, &measured)?;
     }
+    println!("{}", kinds(&measured));
     for group in &groups {
         let (text, missed) = table(&measured, group);
         print!("{text}");
-        println!("{}: instructions on {}, {missed} goals missed", group.name, arguments.cpu);
+        println!("{}: on {}, {missed} goals missed\n", group.name, arguments.cpu);
     }
-    groups.iter().try_for_each(|group| measured.ensure_equal(group))
+    groups.iter().try_for_each(|group| measured.ensure_equal(group))?;
+    if arguments.write_baseline {
+        println!("the baseline is now in {}", Baseline::of(&measured)?.write(workspace)?.display());
+        return Ok(());
+    }
+    if arguments.name.is_some() {
+        return Ok(());
+    }
+    match Baseline::read(workspace)?.compare(&measured) {
+        Comparison::NotMade(reason) => println!("not compared: {reason}"),
+        Comparison::Made { figures, worse } => {
+            ensure!(worse.is_empty(), "worse than the baseline: {}", worse.join("; "));
+            println!("no worse than the baseline, by {figures} figures");
+        }
+    }
+    Ok(())
 }

@@ -44,12 +44,18 @@ pub(crate) struct Panic {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Cost {
     pub(crate) name: String,
-    /// How writes were tracked.
+    /// Which way: how writes were tracked, what was in the tree.
     pub(crate) mode: String,
     /// What a unit is.
     pub(crate) per: String,
     pub(crate) units: NonZeroU64,
     pub(crate) instructions: u64,
+    /// Its number in the counts of a plugin, if those hold it and nothing else.
+    #[serde(default)]
+    pub(crate) operation: Option<u64>,
+    /// How many windows EL2 has opened and closed itself: those hold its own instructions, too.
+    #[serde(default)]
+    pub(crate) windows: u64,
 }
 
 /// One claim and whether the machine bore it out.

@@ -21,7 +21,7 @@ use stage2_tests_qemu::{
     say::OrSay,
 };
 
-use super::guest::{self, CODE};
+use super::guest_code::{self, CODE};
 
 /// Where the guest's memory is, as IPA.
 pub(crate) const RAM: u64 = 0x1_0000_0000;
@@ -68,7 +68,7 @@ impl Memory {
         let log = memory::log_words(take(LOG_BYTES, PAGE_BYTES)?);
         let code = take(PAGE_BYTES, PAGE_BYTES)?;
         let guest = GuestMemory { code: Pa::new(code.start()), frames: take(RAM_BYTES, BLOCK_BYTES)?, log };
-        guest::copy_code(memory::words(code));
+        guest_code::copy(memory::words(code));
         Ok(Self { tables, guest })
     }
 }
@@ -95,12 +95,23 @@ impl GuestMemory {
         reader: &Reader<'_>,
         bytes: u64,
     ) -> Result<(), String> {
-        for offset in (0..bytes).step_by(PAGE_BYTES as usize) {
-            let page = range(RAM + offset, PAGE_BYTES)?;
-            let frame = Pa::new(self.frames.start() + offset);
-            tree.map(reader, page, frame, Attributes::normal(Permissions::RW), Content::New).or_say("map")?;
-        }
-        Ok(())
+        (0..bytes).step_by(PAGE_BYTES as usize).try_for_each(|offset| self.map_page(tree, reader, offset))
+    }
+
+    /// Maps the page at `offset` of the memory; it is dirty.
+    pub(crate) fn map_page<M: TableMemory<Granule = Granule4K>>(
+        &self,
+        tree: &LabStage2<'_, M>,
+        reader: &Reader<'_>,
+        offset: u64,
+    ) -> Result<(), String> {
+        let (page, frame) = (range(RAM + offset, PAGE_BYTES)?, self.first_frame().offset(offset));
+        tree.map(reader, page, frame, Attributes::normal(Permissions::RW), Content::New).or_say("map")
+    }
+
+    /// The frame behind the first page of the memory.
+    pub(crate) fn first_frame(&self) -> Pa {
+        Pa::new(self.frames.start())
     }
 
     /// Maps the guest's code.

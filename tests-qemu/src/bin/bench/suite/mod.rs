@@ -2,12 +2,17 @@
 
 mod beside;
 mod dirty;
+mod faults;
 mod guest;
+mod guest_code;
 mod lab;
+mod library;
 mod meter;
 mod report;
 mod tracking;
 mod turns;
+mod upkeep;
+mod vmids;
 
 use alloc::string::String;
 
@@ -23,6 +28,10 @@ struct Group {
 }
 
 const GROUPS: &[Group] = &[
+    Group { name: "faults", cpus: 1, measure: faults::measure },
+    Group { name: "library", cpus: 1, measure: library::measure },
+    Group { name: "upkeep", cpus: 1, measure: upkeep::measure },
+    Group { name: "vmids", cpus: 1, measure: vmids::measure },
     Group { name: "dirty", cpus: 1, measure: dirty::measure },
     Group { name: "beside-scan", cpus: 2, measure: beside::measure },
 ];
