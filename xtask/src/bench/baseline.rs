@@ -42,7 +42,8 @@ impl Baseline {
             report.not_counted.as_deref().unwrap_or_default()
         );
         let Report { cpu, compiler, operations, .. } = report;
-        Ok(Self { cpu: cpu.clone(), compiler: compiler.clone(), operations: operations.clone() })
+        let operations = operations.iter().map(|operation| Operation { places: Vec::new(), ..operation.clone() });
+        Ok(Self { cpu: cpu.clone(), compiler: compiler.clone(), operations: operations.collect() })
     }
 
     /// The one in the repository.
@@ -107,6 +108,7 @@ mod tests {
             tlbis,
             locks: None,
             shared_lines: None,
+            places: Vec::new(),
         }
     }
 
@@ -117,6 +119,8 @@ mod tests {
             compiler: compiler.to_owned(),
             not_counted: None,
             operations,
+            growth: Vec::new(),
+            memory: None,
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::machine::events::Cost;
+use crate::machine::events::{Cost, Point};
 use crate::prerequisites::{Qemu, qemu_with_plugins};
 use crate::trace::build_plugin;
 use crate::workspace::Workspace;
@@ -64,7 +64,6 @@ impl Counted {
         for line in text.lines() {
             counted.read_line(line).with_context(|| format!("the plugin wrote `{line}`, which is no count"))?;
         }
-        ensure!(counted.operations.contains_key(&NOTHING), "the plugin has counted nothing");
         Ok(counted)
     }
 
@@ -90,18 +89,19 @@ impl Counted {
         Ok(())
     }
 
-    /// What was counted of the operation that costs this, without what its windows cost themselves; `None` if it has no windows of its own.
+    /// What was counted of an operation, without what its windows cost themselves; `None` if it has no windows of its own.
     ///
     /// # Errors
     ///
     /// The PMU has counted something else.
-    pub(super) fn of(&self, cost: &Cost) -> Result<Option<Counts>> {
-        let Some(number) = cost.operation else { return Ok(None) };
-        let nothing = self.operations.get(&NOTHING).copied().unwrap_or_default();
-        let all = self.operations.get(&number).with_context(|| format!("the plugin has not seen {}", cost.name))?;
+    pub(super) fn of(&self, measured: &Measured<'_>) -> Result<Option<Counts>> {
+        let Measured { name, operation, windows, instructions } = *measured;
+        let Some(number) = operation else { return Ok(None) };
+        let nothing = self.operations.get(&NOTHING).context("the plugin has not seen an empty window")?;
+        let all = self.operations.get(&number).with_context(|| format!("the plugin has not seen {name}"))?;
         let without = |of: fn(&Counts) -> u64| {
-            let rest = of(all).checked_sub(cost.windows * of(&nothing));
-            rest.with_context(|| format!("{} takes less than nothing", cost.name))
+            let rest = of(all).checked_sub(windows * of(nothing));
+            rest.with_context(|| format!("{name} takes less than nothing"))
         };
         let counts = Counts {
             instructions: without(|counts| counts.instructions)?,
@@ -114,14 +114,34 @@ impl Counted {
             shared_lines: without(|counts| counts.shared_lines)?,
         };
         ensure!(
-            counts.instructions == cost.instructions,
-            "{} ({}) takes {} instructions by the PMU and {} by the plugin",
-            cost.name,
-            cost.mode,
-            cost.instructions,
+            counts.instructions == instructions,
+            "{name} takes {instructions} instructions by the PMU and {} by the plugin",
             counts.instructions
         );
         Ok(Some(counts))
+    }
+}
+
+/// What the PMU has counted of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measured<'a> {
+    name: &'a str,
+    operation: Option<u64>,
+    windows: u64,
+    instructions: u64,
+}
+
+impl<'a> From<&'a Cost> for Measured<'a> {
+    fn from(cost: &'a Cost) -> Self {
+        let Cost { name, operation, windows, instructions, .. } = cost;
+        Self { name, operation: *operation, windows: *windows, instructions: *instructions }
+    }
+}
+
+impl<'a> From<&'a Point> for Measured<'a> {
+    fn from(point: &'a Point) -> Self {
+        let Point { curve, operation, windows, instructions, .. } = point;
+        Self { name: curve, operation: Some(*operation), windows: *windows, instructions: *instructions }
     }
 }
 
@@ -132,39 +152,33 @@ mod tests {
     const TEXT: &str = "operation 0 1 8 0 1 0 2 0 0 0\nplace 0 0x40200000 8\n\
                         operation 4 10 1080 100 60 20 40 10 10 30\nplace 4 0x40200004 10\n";
 
-    fn cost(operation: Option<u64>, windows: u64, instructions: u64) -> Cost {
-        Cost {
-            name: "a".to_owned(),
-            mode: "b".to_owned(),
-            per: "page".to_owned(),
-            units: 10.try_into().unwrap(),
-            instructions,
-            operation,
-            windows,
-        }
+    fn measured(operation: Option<u64>, windows: u64, instructions: u64) -> Measured<'static> {
+        Measured { name: "a", operation, windows, instructions }
     }
 
     #[test]
     fn what_windows_cost_is_taken_off() {
         let counted = Counted::read(TEXT).unwrap();
-        let counts = counted.of(&cost(Some(4), 10, 1000)).unwrap().unwrap();
+        let counts = counted.of(&measured(Some(4), 10, 1000)).unwrap().unwrap();
         assert_eq!((counts.stores, counts.barriers, counts.tlbis, counts.shared_lines), (50, 20, 10, 30));
-        assert_eq!(counted.of(&cost(None, 0, 5)).unwrap(), None);
+        assert_eq!(counted.of(&measured(None, 0, 5)).unwrap(), None);
         assert_eq!(counted.places[&4][&0x4020_0004], 10);
     }
 
     #[test]
     fn one_instruction_more_or_less_is_an_error() {
         let counted = Counted::read(TEXT).unwrap();
-        assert!(counted.of(&cost(Some(4), 10, 999)).is_err());
-        assert!(counted.of(&cost(Some(4), 9, 1000)).is_err());
-        assert!(counted.of(&cost(Some(5), 1, 1)).is_err());
+        assert!(counted.of(&measured(Some(4), 10, 999)).is_err());
+        assert!(counted.of(&measured(Some(4), 9, 1000)).is_err());
+        assert!(counted.of(&measured(Some(5), 1, 1)).is_err());
     }
 
     #[test]
     fn what_is_no_count_is_an_error() {
-        for text in ["", "operation 0 1", "place 1 zz 3", "what", "operation 1 1 8 0 1 0 2 0 0 0"] {
+        for text in ["operation 0 1", "place 1 zz 3", "what"] {
             assert!(Counted::read(text).is_err(), "{text}");
         }
+        let without_nothing = Counted::read("operation 4 1 8 0 1 0 2 0 0 0\n").unwrap();
+        assert!(without_nothing.of(&measured(Some(4), 0, 8)).is_err());
     }
 }

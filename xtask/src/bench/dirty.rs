@@ -14,7 +14,7 @@ const fn all(goal: f64) -> [(&'static str, f64); 3] {
 /// The group.
 pub(super) const GROUP: Group = Group {
     name: "dirty",
-    parts: &[Part { name: "dirty", cpus: 1 }, Part { name: "beside-scan", cpus: 2 }],
+    parts: &[Part::alone("dirty"), Part::by_turns("beside-scan", 2)],
     lines: &[
         Line::of(&["enable_logging_4k"]).goals(&all(8.0)).kvm(56.0),
         Line::of(&["enable_logging_2m"]).goals(&all(0.1)).kvm(1.0),

@@ -6,7 +6,7 @@ use super::goals::{Group, Line, Metric, Part};
 /// The group.
 pub(super) const GROUP: Group = Group {
     name: "faults",
-    parts: &[Part { name: "faults", cpus: 1 }],
+    parts: &[Part::alone("faults")],
     lines: &[
         Line::of(&["null_exit"]).goals(&[("pages", 120.0)]).kvm(1450.0),
         Line::of(&["fault_map"]).modes(&["pages"]).goals(&[("pages", 350.0)]).kvm(3490.0),

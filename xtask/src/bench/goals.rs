@@ -12,12 +12,38 @@ pub(crate) struct Group {
     pub(super) equal: &'static [[&'static str; 2]],
 }
 
-/// A group of the image's.
+/// A group of the image's, and the machine it takes.
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) name: &'static str,
     /// As many as it takes: where CPUs take turns, one too many would be counted.
     pub(super) cpus: u32,
+    /// More than one of them is at work, by turns: what is counted in a window is not one CPU's alone.
+    pub(super) by_turns: bool,
+}
+
+impl Group {
+    /// Whether there is a table of it.
+    pub(crate) fn has_lines(&self) -> bool {
+        !self.lines.is_empty()
+    }
+}
+
+impl Part {
+    /// On a machine with one CPU.
+    pub(super) const fn alone(name: &'static str) -> Self {
+        Self { name, cpus: 1, by_turns: false }
+    }
+
+    /// On one with so many, of which all but one are off.
+    pub(super) const fn of(name: &'static str, cpus: u32) -> Self {
+        Self { name, cpus, by_turns: false }
+    }
+
+    /// On one with so many that take turns.
+    pub(super) const fn by_turns(name: &'static str, cpus: u32) -> Self {
+        Self { name, cpus, by_turns: true }
+    }
 }
 
 /// A figure that is shown: an operation's, or the sum of several.

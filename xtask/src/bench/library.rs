@@ -7,7 +7,7 @@ use super::goals::{Group, Line, Metric, Part};
 /// The group.
 pub(super) const GROUP: Group = Group {
     name: "library",
-    parts: &[Part { name: "library", cpus: 1 }],
+    parts: &[Part::alone("library")],
     lines: &[
         Line::of(&["map_page"]).goals(&[("pages", 57.0)]).peers(102.0).floor(44.0),
         Line::of(&["unmap_page"]).peers(54.0),

@@ -4,8 +4,11 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::counts::Counts;
+use super::footprint;
 use super::goals::{Group, Metric};
-use crate::machine::events::Cost;
+use super::growth::{self, Point};
+use super::places::Place;
+use crate::machine::events::{Cost, Memory};
 
 /// What was measured on one CPU model.
 #[derive(Debug, Serialize)]
@@ -16,6 +19,10 @@ pub(crate) struct Report {
     /// Why nothing but instructions was counted, if so.
     pub(super) not_counted: Option<String>,
     pub(super) operations: Vec<Operation>,
+    /// How costs grow.
+    pub(super) growth: Vec<Point>,
+    /// What tables take.
+    pub(super) memory: Option<Memory>,
 }
 
 /// What an operation costs. What is `None` was not counted: where several CPUs take turns, where the figure is the difference of
@@ -33,6 +40,9 @@ pub(super) struct Operation {
     pub(super) tlbis: Option<f64>,
     pub(super) locks: Option<f64>,
     pub(super) shared_lines: Option<f64>,
+    /// Where most of the instructions are. No part of a baseline.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", skip_deserializing)]
+    pub(super) places: Vec<Place>,
 }
 
 impl Operation {
@@ -50,6 +60,7 @@ impl Operation {
             tlbis: counts.map(|counts| each(counts.tlbis)),
             locks: counts.map(|counts| each(counts.locks)),
             shared_lines: counts.map(|counts| each(counts.shared_lines)),
+            places: Vec::new(),
         }
     }
 
@@ -96,9 +107,34 @@ impl Report {
         Ok(())
     }
 
-    /// How many operations there are.
+    /// What is not as it has to be, a line each: something grows faster than what it touches, or takes more memory than it may.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        let mut wrong = growth::too_fast(&self.growth);
+        wrong.extend(self.memory.iter().flat_map(footprint::too_much));
+        wrong
+    }
+
+    /// What tables take of memory, a line each.
+    pub(crate) fn memory_lines(&self) -> Vec<String> {
+        self.memory.iter().flat_map(footprint::lines).collect()
+    }
+
+    /// Where the instructions of each operation are, as text.
+    pub(crate) fn places(&self) -> String {
+        let mut text = String::new();
+        for operation in self.operations.iter().filter(|operation| !operation.places.is_empty()) {
+            text += &format!("{} ({}), per {}:", operation.name, operation.mode, operation.per);
+            for place in &operation.places {
+                text += &format!(" {} {:.1};", place.function, place.instructions);
+            }
+            text += "\n";
+        }
+        text
+    }
+
+    /// How many figures there are.
     pub(crate) fn len(&self) -> usize {
-        self.operations.len()
+        self.operations.len() + self.growth.len()
     }
 
     pub(super) fn figure(&self, name: &str, mode: &str, metric: Metric) -> Option<f64> {

@@ -99,6 +99,7 @@ mod tests {
             tlbis,
             locks: None,
             shared_lines: None,
+            places: Vec::new(),
         }
     }
 
@@ -109,6 +110,8 @@ mod tests {
             compiler: "r".to_owned(),
             not_counted: Some("no plugin".to_owned()),
             operations,
+            growth: Vec::new(),
+            memory: None,
         }
     }
 

@@ -9,7 +9,7 @@ const KVM_TEARDOWN: f64 = 92.0 * 512.0;
 /// The group.
 pub(super) const GROUP: Group = Group {
     name: "upkeep",
-    parts: &[Part { name: "upkeep", cpus: 1 }, Part { name: "vmids", cpus: 1 }],
+    parts: &[Part::alone("upkeep"), Part::alone("vmids")],
     lines: &[
         Line::of(&["reclaim_table"]).goals(&[("batches_of_32", 400.0)]),
         Line::of(&["teardown_table"]).goals(&[("full", 600.0), ("sparse", 600.0)]).kvm(KVM_TEARDOWN),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::Context;
 use super::runner::Tally;
@@ -33,6 +33,8 @@ pub(super) fn groups(context: &Context<'_>, log: &Path) -> Result<Tally> {
     }
     fs::write(log, text)?;
     GROUPS.iter().try_for_each(|group| report.ensure_equal(group))?;
+    let wrong = report.wrong();
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     let missed: usize = tables.iter().map(|(_, missed)| missed).sum();
     let mut tally = Tally { passed: report.len() as u64, note: format!("{missed} goals missed"), ..Tally::default() };
     match comparison {

@@ -1,12 +1,13 @@
 //! `cargo xtask bench`: what operations cost on the machine, against their goals.
 
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use crate::bench::{Baseline, Bench, Comparison, Counting, GROUPS, kinds, table};
+use crate::bench::{Baseline, Bench, Comparison, Counting, GROUPS, kinds, page, table};
 use crate::job;
 use crate::prerequisites::{Qemu, TargetStd};
 use crate::report;
@@ -21,12 +22,15 @@ pub(crate) struct Arguments {
     /// QEMU's CPU model: cortex-a72, neoverse-n1, max, ...
     #[arg(long, default_value = "max")]
     cpu: String,
-    /// Where to write the report as JSON
+    /// Where to write the report as JSON; beside it comes a page with plots
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Make these figures the baseline that `cargo xtask test` compares with
     #[arg(long, conflicts_with = "name")]
     write_baseline: bool,
+    /// Show in which functions the instructions are, too
+    #[arg(long = "where")]
+    places: bool,
 }
 
 /// Measures; an error if the figures are none, or worse than the baseline. A goal that is missed is shown, and no error.
@@ -48,14 +52,25 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let measured = bench.measure(&groups)?;
     if let Some(path) = &arguments.report {
         report::write(path, &measured)?;
+        let page_path = path.with_extension("html");
+        fs::write(&page_path, page(&measured, &groups)?)
+            .with_context(|| format!("cannot write the page {}", page_path.display()))?;
     }
-    println!("{}", kinds(&measured));
-    for group in &groups {
+    if groups.iter().any(|group| group.has_lines()) {
+        println!("{}", kinds(&measured));
+    }
+    if arguments.places {
+        println!("{}", measured.places());
+    }
+    measured.memory_lines().iter().for_each(|line| println!("{line}"));
+    for group in groups.iter().filter(|group| group.has_lines()) {
         let (text, missed) = table(&measured, group);
         print!("{text}");
         println!("{}: on {}, {missed} goals missed\n", group.name, arguments.cpu);
     }
     groups.iter().try_for_each(|group| measured.ensure_equal(group))?;
+    let wrong = measured.wrong();
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     if arguments.write_baseline {
         println!("the baseline is now in {}", Baseline::of(&measured)?.write(workspace)?.display());
         return Ok(());

@@ -98,12 +98,7 @@ impl<'h> Bench<'_, 'h> {
         self.memory.map_pages(&tree, reader, PAGE_BYTES)?;
         let mut guest = Guest::new(&tree, reader)?;
         let trips = |program, first| Trips { program, first, stride: 0, count: CALLS };
-        let mut own = self.meter.sum();
-        let ends = guest.travel(reader, trips(Program::Store, RAM), &Mapped, &mut own, |_, _| ())?;
-        expect("traps", ends, Ends::default())?;
-        self.own = own.instructions / CALLS;
-        expect("a guest's own instructions", own.instructions % CALLS, 0)?;
-
+        self.own = guest.own(reader, self.meter, RAM)?;
         let mut sum = self.meter.sum();
         let ends = guest.travel(reader, trips(Program::Call, RAM), &Mapped, &mut sum, |_, _| ())?;
         expect("calls", ends, Ends { calls: CALLS, ..Ends::default() })?;

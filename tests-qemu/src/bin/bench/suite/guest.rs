@@ -15,12 +15,12 @@ use stage2::{
 use stage2_platform::vcpu::{self, Exit, Vcpu};
 use stage2_tests_qemu::{
     machine::{GuestLoaded, GuestStage2},
-    say::OrSay,
+    say::{OrSay, expect},
 };
 
 use super::{
     guest_code::{CODE, Program, THROUGH, VECTORS},
-    meter::Sum,
+    meter::{Meter, Sum},
 };
 
 /// What PSCI_VERSION answers.
@@ -110,6 +110,17 @@ impl<'s, 'h> Guest<'s, 'h> {
     }
 
     /// What a hypervisor does: enters the guest, and serves what it traps for, until it is through.
+    /// The guest's own instructions in a round trip: those of one to `address` that does not trap.
+    pub(crate) fn own(&mut self, reader: &mut Reader<'_>, meter: &Meter, address: u64) -> Result<u64, String> {
+        const COUNT: u64 = 100;
+        let mut sum = meter.sum();
+        let trips = Trips { program: Program::Store, first: address, stride: 0, count: COUNT };
+        let ends = self.travel(reader, trips, &Mapped, &mut sum, |_, _| ())?;
+        expect("traps", ends, Ends::default())?;
+        expect("a part of an instruction", sum.instructions % COUNT, 0)?;
+        Ok(sum.instructions / COUNT)
+    }
+
     fn serve(
         &mut self,
         reader: &mut Reader<'_>,

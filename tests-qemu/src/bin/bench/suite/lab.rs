@@ -2,6 +2,8 @@
 
 use alloc::{format, string::String};
 
+use spin::Mutex;
+
 use stage2::{
     Ipa, IpaRange, Level, Mmu, Pa, Reader, Stage2,
     arch::Aarch64,
@@ -32,10 +34,14 @@ pub(crate) const BLOCK_BYTES: u64 = 2 << 20;
 
 /// The guest's IPA space.
 const IPA_BITS: u8 = 36;
+/// That of a large one.
+const LARGE_IPA_BITS: u8 = 40;
+/// The most memory that a guest has.
+pub(crate) const MOST_BYTES: u64 = 64 << 30;
 /// For tables.
 const TABLE_BYTES: u64 = 8 << 20;
 /// For the side log: a bit for each page of the largest memory here.
-const LOG_BYTES: u64 = (4 << 30) / PAGE_BYTES / 8;
+const LOG_BYTES: u64 = MOST_BYTES / PAGE_BYTES / 8;
 
 pub(crate) static SLOTS: [CpuSlot; MAX_CPUS] = machine::slots();
 
@@ -57,6 +63,8 @@ pub(crate) struct GuestMemory {
     /// Where the page with the guest's code is.
     code: Pa,
     log: &'static [Word],
+    /// A bit for each page of the largest memory, for harvests.
+    bitmap: Mutex<Option<&'static mut [u64]>>,
 }
 
 impl Memory {
@@ -67,7 +75,8 @@ impl Memory {
         let tables = machine::tables(take(TABLE_BYTES, PAGE_BYTES)?);
         let log = memory::log_words(take(LOG_BYTES, PAGE_BYTES)?);
         let code = take(PAGE_BYTES, PAGE_BYTES)?;
-        let guest = GuestMemory { code: Pa::new(code.start()), frames: take(RAM_BYTES, BLOCK_BYTES)?, log };
+        let bitmap = Mutex::new(Some(memory::plain_words(take(LOG_BYTES, PAGE_BYTES)?)));
+        let guest = GuestMemory { code: Pa::new(code.start()), frames: take(RAM_BYTES, BLOCK_BYTES)?, log, bitmap };
         guest_code::copy(memory::words(code));
         Ok(Self { tables, guest })
     }
@@ -82,7 +91,8 @@ impl GuestMemory {
         options: GeometryOptions,
         bytes: u64,
     ) -> Result<LabStage2<'h, M>, String> {
-        let geometry = Geometry::new(IPA_BITS, features, options).or_say("geometry")?;
+        let bits = if RAM + bytes > 1 << IPA_BITS { LARGE_IPA_BITS } else { IPA_BITS };
+        let geometry = Geometry::new(bits, features, options).or_say("geometry")?;
         let words = (bytes / PAGE_BYTES).div_ceil(u64::from(u64::BITS)) as usize;
         let log = DirtyBitmap { base: Ipa::new(RAM), words: self.log.get(..words).or_say("the log is too small")? };
         Ok(LabStage2::new(mmu, geometry, Some(log)).or_say("new tree")?.with_largest_leaf(Level::L2))
@@ -112,6 +122,11 @@ impl GuestMemory {
     /// The frame behind the first page of the memory.
     pub(crate) fn first_frame(&self) -> Pa {
         Pa::new(self.frames.start())
+    }
+
+    /// The bitmap for harvests, the first time.
+    pub(crate) fn take_bitmap(&self) -> Result<&'static mut [u64], String> {
+        self.bitmap.lock().take().or_say("the bitmap is taken")
     }
 
     /// Maps the guest's code.
