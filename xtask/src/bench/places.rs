@@ -33,10 +33,11 @@ impl Names {
         // What is written in assembly has a symbol, and nothing else.
         let symbols = file.symbol_map();
         let symbol = |address| symbols.get(address).map_or("?", |symbol| symbol.name());
+        let demangled = |address| addr2line::demangle_auto(symbol(address).into(), None);
         let mut names = BTreeMap::new();
         for address in addresses {
             let name = name(&context, address)?;
-            names.insert(address, name.unwrap_or_else(|| shortened(symbol(address))));
+            names.insert(address, name.unwrap_or_else(|| shortened(&demangled(address))));
         }
         Ok(Self { names })
     }

@@ -8,16 +8,21 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use crate::bench::{Baseline, Bench, Comparison, Counting, GROUPS, kinds, page, table};
+use crate::cargo::cargo;
 use crate::job;
 use crate::prerequisites::{Qemu, TargetStd};
+use crate::process;
 use crate::report;
 use crate::workspace::Workspace;
+
+/// What is no group: the crate `benches`.
+const PEERS: &str = "peers";
 
 /// The arguments.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// One of the groups of operations [default: all of them]
-    #[arg(value_parser = PossibleValuesParser::new(GROUPS.map(|group| group.name)))]
+    /// One of the groups of operations [default: all of them], or the library beside others on this host
+    #[arg(value_parser = PossibleValuesParser::new(GROUPS.map(|group| group.name).into_iter().chain([PEERS])))]
     name: Option<String>,
     /// QEMU's CPU model: cortex-a72, neoverse-n1, max, ...
     #[arg(long, default_value = "max")]
@@ -35,6 +40,10 @@ pub(crate) struct Arguments {
 
 /// Measures; an error if the figures are none, or worse than the baseline. A goal that is missed is shown, and no error.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    if arguments.name.as_deref() == Some(PEERS) {
+        ensure!(arguments.report.is_none(), "what is measured by wall clock, on a host, has no report");
+        return peers(workspace);
+    }
     arguments.report.as_deref().map_or(Ok(()), report::check_place)?;
     let qemu = Qemu::ensure()?;
     qemu.check_cpu(&arguments.cpu)?;
@@ -84,6 +93,16 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
             ensure!(worse.is_empty(), "worse than the baseline: {}", worse.join("; "));
             println!("no worse than the baseline, by {figures} figures");
         }
+    }
+    Ok(())
+}
+
+/// The library beside others on this host, and threads on one tree. In a workspace of its own.
+fn peers(workspace: &Workspace) -> Result<()> {
+    for bench in ["peers", "threads"] {
+        let mut command = cargo(workspace);
+        command.args(["bench", "--manifest-path", "benches/Cargo.toml", "--bench", bench]);
+        process::show(&mut command)?;
     }
     Ok(())
 }
