@@ -1,6 +1,7 @@
 //! Counting: what EL2 executes in the windows that the image opens and closes, by operation.
 //!
-//! Each instruction of EL2 is counted when it is about to be executed, and by what it is: loads, stores, atomics, barriers, TLBIs. A
+//! Each instruction of EL2 is counted when it is about to be executed, and by what it is: load, store, atomic, barrier, TLBI, cache
+//! maintenance. A
 //! store's line is one that another CPU may touch unless the image has said that its memory is private. A lock of this library is a
 //! byte that is taken by a compare-and-swap with acquire and no release, and nothing else in it is.
 //!
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use stage2_trace_events::Mark;
-use stage2_trace_events::instruction::{Access, Atomic, Instruction, access, decode};
+use stage2_trace_events::instruction::{Access, Atomic, Instruction, access, decode, maintains_caches};
 
 use crate::registers::Buffer;
 use crate::{Site, api, registers};
@@ -50,6 +51,7 @@ struct Counts {
     atomics: u64,
     barriers: u64,
     tlbis: u64,
+    cache_operations: u64,
     locks: u64,
     shared_lines: u64,
     /// How often each instruction was executed.
@@ -152,12 +154,12 @@ impl Counter {
     fn write(&self) -> io::Result<()> {
         let mut file = BufWriter::new(File::create(&self.place)?);
         for (operation, counts) in &self.operations {
-            let Counts { windows, instructions, loads, stores, atomics, barriers, tlbis, locks, shared_lines, places } =
-                counts;
+            let Counts { windows, instructions, loads, stores, atomics, barriers, tlbis, .. } = counts;
+            let Counts { cache_operations, locks, shared_lines, places, .. } = counts;
             writeln!(
                 file,
-                "operation {operation} {windows} {instructions} {loads} {stores} {atomics} {barriers} {tlbis} {locks} \
-                 {shared_lines}"
+                "operation {operation} {windows} {instructions} {loads} {stores} {atomics} {barriers} {tlbis} \
+                 {cache_operations} {locks} {shared_lines}"
             )?;
             for (place, times) in places {
                 writeln!(file, "place {operation} {place:#x} {times}")?;
@@ -185,5 +187,6 @@ impl Counts {
             Some(Instruction::Tlbi(..)) => self.tlbis += 1,
             _ => {}
         }
+        self.cache_operations += u64::from(maintains_caches(opcode));
     }
 }

@@ -232,6 +232,12 @@ pub fn store_kind(opcode: u32) -> StoreKind {
     }
 }
 
+/// Whether `opcode` maintains a cache: DC or IC.
+pub fn maintains_caches(opcode: u32) -> bool {
+    // SYS with CRn = 7; of those AT has a CRm of 8 or 9.
+    opcode & 0xfff8_f000 == 0xd508_7000 && !matches!(opcode >> 8 & 15, 8 | 9)
+}
+
 /// What an instruction does to memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
@@ -327,6 +333,21 @@ mod tests {
             (0xd50b_7e20, None, "dc civac, x0"),
         ] {
             assert_eq!(access(opcode), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn cache_maintenance_is_known() {
+        for (opcode, expected, name) in [
+            (0xd50b_7e20, true, "dc civac, x0"),
+            (0xd50b_7b20, true, "dc cvau, x0"),
+            (0xd50b_7520, true, "ic ivau, x0"),
+            (0xd508_711f, true, "ic ialluis"),
+            (0xd508_7800, false, "at s1e1r, x0"),
+            (0xd508_831f, false, "tlbi vmalle1is"),
+            (0xd503_3b9f, false, "dsb ish"),
+        ] {
+            assert_eq!(maintains_caches(opcode), expected, "{name}");
         }
     }
 

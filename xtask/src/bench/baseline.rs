@@ -106,6 +106,7 @@ mod tests {
             atomics: None,
             barriers: None,
             tlbis,
+            cache_operations: None,
             locks: None,
             shared_lines: None,
             places: Vec::new(),

@@ -43,6 +43,7 @@ pub(super) struct Counts {
     pub(super) atomics: u64,
     pub(super) barriers: u64,
     pub(super) tlbis: u64,
+    pub(super) cache_operations: u64,
     pub(super) locks: u64,
     pub(super) shared_lines: u64,
 }
@@ -72,12 +73,22 @@ impl Counted {
         match words[..] {
             ["operation", ref numbers @ ..] => {
                 let numbers = numbers.iter().map(|word| word.parse()).collect::<Result<Vec<u64>, _>>()?;
-                let [operation, _, instructions, loads, stores, atomics, barriers, tlbis, locks, shared_lines] =
-                    numbers[..]
+                let [operation, _, instructions, loads, stores, atomics, barriers, tlbis, ref rest @ ..] = numbers[..]
                 else {
                     bail!("{} numbers", numbers.len())
                 };
-                let counts = Counts { instructions, loads, stores, atomics, barriers, tlbis, locks, shared_lines };
+                let [cache_operations, locks, shared_lines] = rest[..] else { bail!("{} numbers", numbers.len()) };
+                let counts = Counts {
+                    instructions,
+                    loads,
+                    stores,
+                    atomics,
+                    barriers,
+                    tlbis,
+                    cache_operations,
+                    locks,
+                    shared_lines,
+                };
                 self.operations.insert(operation, counts);
             }
             ["place", operation, place, times] => {
@@ -110,6 +121,7 @@ impl Counted {
             atomics: without(|counts| counts.atomics)?,
             barriers: without(|counts| counts.barriers)?,
             tlbis: without(|counts| counts.tlbis)?,
+            cache_operations: without(|counts| counts.cache_operations)?,
             locks: without(|counts| counts.locks)?,
             shared_lines: without(|counts| counts.shared_lines)?,
         };
@@ -149,8 +161,8 @@ impl<'a> From<&'a Point> for Measured<'a> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "operation 0 1 8 0 1 0 2 0 0 0\nplace 0 0x40200000 8\n\
-                        operation 4 10 1080 100 60 20 40 10 10 30\nplace 4 0x40200004 10\n";
+    const TEXT: &str = "operation 0 1 8 0 1 0 2 0 0 0 0\nplace 0 0x40200000 8\n\
+                        operation 4 10 1080 100 60 20 40 10 0 10 30\nplace 4 0x40200004 10\n";
 
     fn measured(operation: Option<u64>, windows: u64, instructions: u64) -> Measured<'static> {
         Measured { name: "a", operation, windows, instructions }
@@ -178,7 +190,7 @@ mod tests {
         for text in ["operation 0 1", "place 1 zz 3", "what"] {
             assert!(Counted::read(text).is_err(), "{text}");
         }
-        let without_nothing = Counted::read("operation 4 1 8 0 1 0 2 0 0 0\n").unwrap();
+        let without_nothing = Counted::read("operation 4 1 8 0 1 0 2 0 0 0 0\n").unwrap();
         assert!(without_nothing.of(&measured(Some(4), 0, 8)).is_err());
     }
 }

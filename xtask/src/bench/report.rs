@@ -38,6 +38,8 @@ pub(super) struct Operation {
     pub(super) atomics: Option<f64>,
     pub(super) barriers: Option<f64>,
     pub(super) tlbis: Option<f64>,
+    /// DC and IC: without FWB and DIC.
+    pub(super) cache_operations: Option<f64>,
     pub(super) locks: Option<f64>,
     pub(super) shared_lines: Option<f64>,
     /// Where most of the instructions are. No part of a baseline.
@@ -58,6 +60,7 @@ impl Operation {
             atomics: counts.map(|counts| each(counts.atomics)),
             barriers: counts.map(|counts| each(counts.barriers)),
             tlbis: counts.map(|counts| each(counts.tlbis)),
+            cache_operations: counts.map(|counts| each(counts.cache_operations)),
             locks: counts.map(|counts| each(counts.locks)),
             shared_lines: counts.map(|counts| each(counts.shared_lines)),
             places: Vec::new(),
@@ -65,7 +68,7 @@ impl Operation {
     }
 
     /// All figures, with their names.
-    pub(super) fn figures(&self) -> [(&'static str, Option<f64>); 8] {
+    pub(super) fn figures(&self) -> [(&'static str, Option<f64>); 9] {
         [
             ("instructions", Some(self.instructions)),
             ("loads", self.loads),
@@ -73,6 +76,7 @@ impl Operation {
             ("atomics", self.atomics),
             ("barriers", self.barriers),
             ("tlbis", self.tlbis),
+            ("cache", self.cache_operations),
             ("locks", self.locks),
             ("shared lines", self.shared_lines),
         ]

@@ -97,6 +97,7 @@ mod tests {
             atomics: None,
             barriers: None,
             tlbis,
+            cache_operations: None,
             locks: None,
             shared_lines: None,
             places: Vec::new(),
@@ -144,7 +145,7 @@ mod tests {
     fn what_was_not_counted_is_no_zero() {
         let text = kinds(&report(vec![operation("a", "x", 3.5, Some(0.0))]));
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[1], ["a", "x", "page", "3.50", "-", "-", "-", "-", "0.00", "-", "-"]);
+        assert_eq!(lines[1], ["a", "x", "page", "3.50", "-", "-", "-", "-", "0.00", "-", "-", "-"]);
         assert!(text.ends_with("were counted: no plugin\n"));
     }
 }
