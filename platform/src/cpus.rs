@@ -11,6 +11,7 @@
 use core::{
     arch::asm,
     cell::UnsafeCell,
+    ops::Range,
     ptr,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering},
 };
@@ -72,6 +73,13 @@ fn affinities() -> &'static [u64] {
 pub fn current() -> CpuIndex {
     // `init_cpu` wrote a CpuIndex before any Rust code could ask.
     CpuIndex(sysreg::read!("tpidr_el2") as u8)
+}
+
+/// The memory of the slot that this CPU's stack is in.
+pub fn own_stack() -> Range<u64> {
+    let here = 0u8;
+    let start = (&raw const here) as u64 & !(STACK_SLOT.size - 1);
+    start..start + STACK_SLOT.size
 }
 
 /// Lets another CPU go on that this one shares a core with; or, where QEMU runs all CPUs by turns, its turn.

@@ -4,7 +4,7 @@ use core::{cell::UnsafeCell, mem::MaybeUninit};
 
 use linked_list_allocator::LockedHeap;
 
-const SIZE: usize = 256 << 10;
+const SIZE: usize = 1 << 20;
 
 #[repr(align(16))]
 struct Memory(UnsafeCell<[MaybeUninit<u8>; SIZE]>);

@@ -4,8 +4,10 @@
 
 use core::arch::asm;
 
-use stage2_trace_events::instruction::MARK_HINT;
-pub use stage2_trace_events::mark::{Lessened, Mark, Pool};
+pub use stage2_trace_events::{
+    instruction::MARK_HINT,
+    mark::{Lessened, Mark, Pool, WINDOW_CLOSES, WINDOW_OPENS},
+};
 
 /// Makes a mark. It stands in the trace between what this CPU did before and what it does after.
 #[inline]

@@ -26,6 +26,16 @@ pub fn words(region: Region) -> &'static [AtomicU64] {
     words
 }
 
+/// The region's memory for good, all zero, for one owner alone.
+pub fn plain_words(region: Region) -> &'static mut [u64] {
+    let count = region.size() as usize / size_of::<u64>();
+    // SAFETY: mapped RAM for the rest of the run, page-aligned, and `region`, which ends here, was its only owner; any bits are a
+    // valid word.
+    let words = unsafe { slice::from_raw_parts_mut(region.pointer().cast::<u64>(), count) };
+    words.fill(0);
+    words
+}
+
 /// The region's memory for good, as the bits of a side log, none of them set.
 pub fn log_words(region: Region) -> &'static [Word] {
     let words = words(region);

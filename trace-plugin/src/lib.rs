@@ -12,15 +12,18 @@
 //! instructions that [`decode`] knows; all others run as without a plugin. EL2 maps RAM one to one, so a store's virtual address
 //! picks those that may concern table memory; of these the physical address is asked for.
 //!
+//! `-plugin libstage2_trace_plugin.so,counts=FILE` counts instead what is executed in the windows that the image opens: [`counter`].
+//!
 //! Not seen: DC ZVA, which stores no descriptors here; what the hardware's walkers write, until an atomic finds it; what the guest
 //! does. Needs `thread=single`, or records of different CPUs come in an order that is not the events'.
 
 mod api;
+mod counter;
 mod registers;
 mod tracer;
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::{ptr, slice};
+use std::{io, ptr, slice};
 
 use stage2_trace_events::instruction::{Instruction, decode, store_kind};
 use stage2_trace_events::{Happening, Mark};
@@ -52,20 +55,26 @@ pub unsafe extern "C" fn qemu_plugin_install(
     };
     // SAFETY: each is a string, by contract.
     let mut words = arguments.iter().filter_map(|&word| unsafe { CStr::from_ptr(word) }.to_str().ok());
-    let Some(socket) = words.find_map(|word| word.strip_prefix("socket=")) else {
-        eprintln!("the trace plugin has no socket=PATH");
+    let Some((kind, place)) = words.find_map(|word| word.split_once('=')) else {
+        eprintln!("the trace plugin has neither socket=PATH nor counts=FILE");
         return 1;
     };
-    if let Err(error) = tracer::connect(socket) {
-        eprintln!("the trace plugin cannot connect to {socket}: {error}");
+    let (started, callbacks): (_, (api::TranslationCallback, api::ExitCallback)) = match kind {
+        "socket" => (tracer::connect(place), (block_translated, machine_stopped)),
+        "counts" => (counter::start(place), (counter::block_translated, counter::machine_stopped)),
+        _ => (Err(io::Error::other("no such argument")), (block_translated, machine_stopped)),
+    };
+    if let Err(error) = started {
+        eprintln!("the trace plugin cannot use {kind}={place}: {error}");
         return 1;
     }
+    let (translated, stopped) = callbacks;
     // SAFETY: `id` is ours, and the callbacks are of the types the interface asks for.
     unsafe { api::qemu_plugin_register_vcpu_init_cb(id, cpu_made) };
     // SAFETY: as above.
-    unsafe { api::qemu_plugin_register_vcpu_tb_trans_cb(id, block_translated) };
+    unsafe { api::qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
     // SAFETY: as above.
-    unsafe { api::qemu_plugin_register_atexit_cb(id, machine_stopped, ptr::null_mut()) };
+    unsafe { api::qemu_plugin_register_atexit_cb(id, stopped, ptr::null_mut()) };
     0
 }
 
@@ -82,18 +91,8 @@ extern "C" fn block_translated(_: api::Id, block: *mut api::Block) {
     if registers::exception_level(&mut tracer().buffer) != HYPERVISOR {
         return;
     }
-    // SAFETY: `block` is valid during this callback.
-    let count = unsafe { api::qemu_plugin_tb_n_insns(block) };
-    for index in 0..count {
-        // SAFETY: as above; `index < count`.
-        let instruction = unsafe { api::qemu_plugin_tb_get_insn(block, index) };
-        let mut bytes = [0u8; 4];
-        // SAFETY: there is room for as many bytes as are asked for.
-        unsafe { api::qemu_plugin_insn_data(instruction, bytes.as_mut_ptr().cast(), bytes.len()) };
-        let opcode = u32::from_le_bytes(bytes);
-        // SAFETY: as for `block`.
-        let site = Site { opcode, pc: unsafe { api::qemu_plugin_insn_vaddr(instruction) } as u32 };
-        let data = site.to_pointer();
+    for (instruction, site) in sites(block) {
+        let (opcode, data) = (site.opcode, site.to_pointer());
         if decode(opcode).is_some() {
             // SAFETY: the callback is of the type the interface asks for; `data` is a number.
             unsafe {
@@ -106,6 +105,22 @@ extern "C" fn block_translated(_: api::Id, block: *mut api::Block) {
             api::qemu_plugin_register_vcpu_mem_cb(instruction, accessed, api::NO_REGISTERS, accesses, data);
         }
     }
+}
+
+/// The instructions of a block that is just being translated.
+fn sites(block: *mut api::Block) -> impl Iterator<Item = (*mut api::Instruction, Site)> {
+    // SAFETY: `block` is valid during the callback that was given it.
+    let count = unsafe { api::qemu_plugin_tb_n_insns(block) };
+    (0..count).map(move |index| {
+        // SAFETY: as above; `index < count`.
+        let instruction = unsafe { api::qemu_plugin_tb_get_insn(block, index) };
+        let mut bytes = [0u8; 4];
+        // SAFETY: there is room for as many bytes as are asked for.
+        unsafe { api::qemu_plugin_insn_data(instruction, bytes.as_mut_ptr().cast(), bytes.len()) };
+        // SAFETY: as for `block`.
+        let pc = unsafe { api::qemu_plugin_insn_vaddr(instruction) } as u32;
+        (instruction, Site { opcode: u32::from_le_bytes(bytes), pc })
+    })
 }
 
 extern "C" fn executed(_: c_uint, data: *mut c_void) {

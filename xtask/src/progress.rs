@@ -41,6 +41,8 @@ impl ProgressLine {
             }
             Event::Claim(claim) => self.bar.set_message(claim.name.clone()),
             Event::Cost(cost) => self.bar.set_message(format!("{} ({})", cost.name, cost.mode)),
+            Event::Point(point) => self.bar.set_message(format!("{}, {}", point.curve, point.axis)),
+            Event::Memory(_) => self.bar.set_message("memory"),
             Event::Panic(panic) => self.bar.set_message(format!("CPU {} panicked", panic.cpu)),
             Event::Report(_) => self.bar.set_message("report received"),
         }

@@ -232,9 +232,124 @@ pub fn store_kind(opcode: u32) -> StoreKind {
     }
 }
 
+/// Whether `opcode` maintains a cache: DC or IC.
+pub fn maintains_caches(opcode: u32) -> bool {
+    // SYS with CRn = 7; of those AT has a CRm of 8 or 9.
+    opcode & 0xfff8_f000 == 0xd508_7000 && !matches!(opcode >> 8 & 15, 8 | 9)
+}
+
+/// What an instruction does to memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// It loads, be it one register or a pair.
+    Load,
+    /// It stores.
+    Store,
+    /// It reads, changes and writes: an LSE atomic, a compare-and-swap, or the store of a pair of exclusives.
+    Atomic(Atomic),
+    /// The load of a pair of exclusives: of one atomic access with its store.
+    LoadExclusive,
+}
+
+/// An atomic access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Atomic {
+    /// log2 of its bytes.
+    pub size: u8,
+    /// With release semantics.
+    pub release: bool,
+}
+
+/// What `opcode` does to memory, if it is a load or a store (Arm ARM C4.1.94), vectors and prefetches left out.
+pub fn access(opcode: u32) -> Option<Access> {
+    let bit = |number: u32| opcode >> number & 1 != 0;
+    let is_load_or_store = bit(27) && !bit(25) && !bit(26);
+    if !is_load_or_store {
+        return None;
+    }
+    let size = (opcode >> 30) as u8;
+    let by_bit = |is_load: bool| Some(if is_load { Access::Load } else { Access::Store });
+    let atomic = |release| Some(Access::Atomic(Atomic { size, release }));
+    let opc = opcode >> 22 & 0b11;
+    match opcode >> 28 & 0b11 {
+        // Exclusive and ordered: o2 = bit 23, L = bit 22, o1 = bit 21, o0 = bit 15.
+        0b00 => match (bit(23), bit(21)) {
+            (true, true) => atomic(bit(15)),
+            (true, false) => by_bit(bit(22)),
+            (false, true) if !bit(31) => atomic(bit(15)),
+            (false, _) if bit(22) => Some(Access::LoadExclusive),
+            (false, _) => atomic(bit(15)),
+        },
+        // LDAPUR and STLUR.
+        0b01 if bit(24) => by_bit(opc != 0),
+        // Literals; PRFM is the last.
+        0b01 => (size != 0b11).then_some(Access::Load),
+        // Pairs.
+        0b10 => by_bit(bit(22)),
+        _ if !bit(24) && bit(21) && opcode >> 10 & 0b11 == 0 => {
+            // LDAPR is among the LSE atomics: o3 and opc = 100.
+            if opcode >> 12 & 0xf == 0b1100 { Some(Access::Load) } else { atomic(bit(22)) }
+        }
+        // LDRAA and LDRAB.
+        _ if !bit(24) && bit(21) && bit(10) => Some(Access::Load),
+        // One register; PRFM is a load of 8 bytes with a sign.
+        _ if size == 0b11 && opc == 0b10 => None,
+        _ => by_bit(opc != 0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loads_stores_and_atomics_are_told_apart() {
+        let atomic = |size, release| Some(Access::Atomic(Atomic { size, release }));
+        for (opcode, expected, name) in [
+            (0xf900_0020, Some(Access::Store), "str x0, [x1]"),
+            (0xa900_7c1f, Some(Access::Store), "stp xzr, xzr, [x0]"),
+            (0xa9bf_7bfd, Some(Access::Store), "stp x29, x30, [sp, #-16]!"),
+            (0xa8c1_7bfd, Some(Access::Load), "ldp x29, x30, [sp], #16"),
+            (0xf940_0020, Some(Access::Load), "ldr x0, [x1]"),
+            (0xf862_6820, Some(Access::Load), "ldr x0, [x1, x2]"),
+            (0xf822_6820, Some(Access::Store), "str x0, [x1, x2]"),
+            (0xf840_8420, Some(Access::Load), "ldr x0, [x1], #8"),
+            (0xb980_0020, Some(Access::Load), "ldrsw x0, [x1]"),
+            (0x3900_003f, Some(Access::Store), "strb wzr, [x1]"),
+            (0x5800_0000, Some(Access::Load), "ldr x0, ."),
+            (0xc89f_fc20, Some(Access::Store), "stlr x0, [x1]"),
+            (0xc8df_fc20, Some(Access::Load), "ldar x0, [x1]"),
+            (0x085f_fc20, Some(Access::LoadExclusive), "ldaxrb w0, [x1]"),
+            (0x0802_7c20, atomic(0, false), "stxrb w2, w0, [x1]"),
+            (0x0802_fc20, atomic(0, true), "stlxrb w2, w0, [x1]"),
+            (0xc802_fc20, atomic(3, true), "stlxr w2, x0, [x1]"),
+            (0xf8e0_8022, atomic(3, true), "swpal x0, x2, [x1]"),
+            (0xf820_0022, atomic(3, false), "ldadd x0, x2, [x1]"),
+            (0x08e0_7c22, atomic(0, false), "casab w0, w2, [x1]"),
+            (0xf8bf_c020, Some(Access::Load), "ldapr x0, [x1]"),
+            (0xf980_0020, None, "prfm pldl1keep, [x1]"),
+            (0x9100_0421, None, "add x1, x1, #1"),
+            (0xd503_201f, None, "nop"),
+            (0xd50b_7e20, None, "dc civac, x0"),
+        ] {
+            assert_eq!(access(opcode), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn cache_maintenance_is_known() {
+        for (opcode, expected, name) in [
+            (0xd50b_7e20, true, "dc civac, x0"),
+            (0xd50b_7b20, true, "dc cvau, x0"),
+            (0xd50b_7520, true, "ic ivau, x0"),
+            (0xd508_711f, true, "ic ialluis"),
+            (0xd508_7800, false, "at s1e1r, x0"),
+            (0xd508_831f, false, "tlbi vmalle1is"),
+            (0xd503_3b9f, false, "dsb ish"),
+        ] {
+            assert_eq!(maintains_caches(opcode), expected, "{name}");
+        }
+    }
 
     fn barrier_of(kind: Kind, domain: Domain, what: Barriers) -> Option<Instruction> {
         Some(Instruction::Barrier(Barrier { kind, domain, what }))

@@ -17,6 +17,12 @@ pub enum Mark {
     FrameFreed { frame: u64, bytes: u64 },
     /// The page at this address of the guest is about to be copied, clean.
     Copied { ipa: u64 },
+    /// What EL2 executes from here on belongs to the operation with this number: it is being counted.
+    WindowOpens { operation: u64 },
+    /// And up to here.
+    WindowCloses,
+    /// Memory that no CPU but the one that says so writes or reads while it works.
+    Private { start: u64, bytes: u64 },
 }
 
 /// Memory for tables: metadata in front, then the tables.
@@ -46,6 +52,11 @@ pub enum Lessened {
 /// X2 of a pool's mark has the page's size below the pool's.
 const PAGE_SHIFT_BITS: u32 = 8;
 
+/// The number in X0 of [`Mark::WindowOpens`], for who makes it in assembly.
+pub const WINDOW_OPENS: u64 = 7;
+/// And that of [`Mark::WindowCloses`].
+pub const WINDOW_CLOSES: u64 = 8;
+
 /// The number in X0 that begins each mark.
 mod number {
     pub(super) const POOL: u64 = 0;
@@ -55,6 +66,9 @@ mod number {
     pub(super) const TABLE_FREED: u64 = 4;
     pub(super) const FRAME_FREED: u64 = 5;
     pub(super) const COPIED: u64 = 6;
+    pub(super) const WINDOW_OPENS: u64 = super::WINDOW_OPENS;
+    pub(super) const WINDOW_CLOSES: u64 = super::WINDOW_CLOSES;
+    pub(super) const PRIVATE: u64 = 9;
 }
 
 impl Mark {
@@ -73,6 +87,9 @@ impl Mark {
             Self::TableFreed { table, order } => [number::TABLE_FREED, table, order as u64],
             Self::FrameFreed { frame, bytes } => [number::FRAME_FREED, frame, bytes],
             Self::Copied { ipa } => [number::COPIED, ipa, 0],
+            Self::WindowOpens { operation } => [number::WINDOW_OPENS, operation, 0],
+            Self::WindowCloses => [number::WINDOW_CLOSES, 0, 0],
+            Self::Private { start, bytes } => [number::PRIVATE, start, bytes],
         }
     }
 
@@ -89,6 +106,9 @@ impl Mark {
             number::TABLE_FREED => order.map(|order| Self::TableFreed { table: a, order }),
             number::FRAME_FREED => Some(Self::FrameFreed { frame: a, bytes: b }),
             number::COPIED => Some(Self::Copied { ipa: a }),
+            number::WINDOW_OPENS => Some(Self::WindowOpens { operation: a }),
+            number::WINDOW_CLOSES => Some(Self::WindowCloses),
+            number::PRIVATE => Some(Self::Private { start: a, bytes: b }),
             _ => None,
         }
     }
@@ -109,10 +129,13 @@ mod tests {
             Mark::TableFreed { table: 0x4100_1000, order: 0 },
             Mark::FrameFreed { frame: 0x5000_0000, bytes: 65536 },
             Mark::Copied { ipa: 0x8000_1000 },
+            Mark::WindowOpens { operation: 3 },
+            Mark::WindowCloses,
+            Mark::Private { start: 0x4060_0000, bytes: 0x4_0000 },
         ] {
             assert_eq!(Mark::from_registers(mark.to_registers()), Some(mark));
         }
-        assert_eq!(Mark::from_registers([7, 0, 0]), None);
+        assert_eq!(Mark::from_registers([10, 0, 0]), None);
         assert_eq!(Mark::from_registers([3, 0x4100_1000, 1 << 32]), None);
     }
 }

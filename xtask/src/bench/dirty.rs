@@ -1,6 +1,6 @@
 //! The dirty log: goals per page, and what KVM takes (Linux 6.1, VHE, the same emulator, 64 MiB of 4K pages).
 
-use super::{Group, Kvm, Line, Part};
+use super::goals::{Group, Line, Part};
 
 const WRITE_PROTECT: &str = "write_protect";
 const HARDWARE: &str = "hardware";
@@ -14,26 +14,18 @@ const fn all(goal: f64) -> [(&'static str, f64); 3] {
 /// The group.
 pub(super) const GROUP: Group = Group {
     name: "dirty",
-    parts: &[Part { name: "dirty", cpus: 1 }, Part { name: "beside-scan", cpus: 2 }],
+    parts: &[Part::alone("dirty"), Part::by_turns("beside-scan", 2)],
     lines: &[
-        Line { operations: &["enable_logging_4k"], goals: &all(8.0), kvm: Some(Kvm::Instructions(56.0)) },
-        Line { operations: &["enable_logging_2m"], goals: &all(0.1), kvm: Some(Kvm::Instructions(1.0)) },
-        Line { operations: &["scan_dense"], goals: &all(6.0), kvm: None },
-        Line { operations: &["rearm_dense"], goals: &all(12.0), kvm: None },
-        Line { operations: &["scan_dense", "rearm_dense"], goals: &[], kvm: Some(Kvm::Instructions(61.0)) },
-        Line {
-            operations: &["scan_sparse", "rearm_sparse"],
-            goals: &[(WRITE_PROTECT, 2.0), (ADAPTIVE, 6.0)],
-            kvm: Some(Kvm::Instructions(7.0)),
-        },
-        Line {
-            operations: &["scan_clean", "rearm_clean"],
-            goals: &[(WRITE_PROTECT, 0.1), (ADAPTIVE, 0.1)],
-            kvm: Some(Kvm::Instructions(0.2)),
-        },
-        Line { operations: &["collapse"], goals: &all(14.0), kvm: Some(Kvm::Never) },
-        Line { operations: &["fault_alone"], goals: &[], kvm: None },
-        Line { operations: &["fault_beside_scan"], goals: &[], kvm: None },
+        Line::of(&["enable_logging_4k"]).goals(&all(8.0)).kvm(56.0),
+        Line::of(&["enable_logging_2m"]).goals(&all(0.1)).kvm(1.0),
+        Line::of(&["scan_dense"]).goals(&all(6.0)),
+        Line::of(&["rearm_dense"]).goals(&all(12.0)),
+        Line::of(&["scan_dense", "rearm_dense"]).kvm(61.0),
+        Line::of(&["scan_sparse", "rearm_sparse"]).goals(&[(WRITE_PROTECT, 2.0), (ADAPTIVE, 6.0)]).kvm(7.0),
+        Line::of(&["scan_clean", "rearm_clean"]).goals(&[(WRITE_PROTECT, 0.1), (ADAPTIVE, 0.1)]).kvm(0.2),
+        Line::of(&["collapse"]).goals(&all(14.0)).never_in_kvm(),
+        Line::of(&["fault_alone"]),
+        Line::of(&["fault_beside_scan"]),
     ],
     equal: &[["fault_alone", "fault_beside_scan"]],
 };

@@ -40,8 +40,16 @@ pub(crate) struct Machine {
 #[derive(Debug, Clone)]
 pub(crate) struct Tracer {
     pub(crate) plugin: PathBuf,
-    /// Where it is to connect to.
-    pub(crate) socket: PathBuf,
+    pub(crate) told: Told,
+}
+
+/// What the plugin tells.
+#[derive(Debug, Clone)]
+pub(crate) enum Told {
+    /// Everything that happens, to the socket it connects to.
+    Events(PathBuf),
+    /// What is executed in the windows that the image opens, at the end, in this file.
+    Counts(PathBuf),
 }
 
 /// A file put into RAM.
@@ -76,9 +84,13 @@ impl Machine {
             // One nanosecond each.
             line.extend(["-icount".into(), "shift=0".into()]);
         }
-        if let Some(Tracer { plugin, socket }) = &self.tracer {
-            let [plugin, socket] = [plugin, socket].map(|path| escape(&path.display().to_string()));
-            line.extend(["-plugin".into(), format!("{plugin},socket={socket}").into()]);
+        if let Some(Tracer { plugin, told }) = &self.tracer {
+            let (name, place) = match told {
+                Told::Events(socket) => ("socket", socket),
+                Told::Counts(file) => ("counts", file),
+            };
+            let [plugin, place] = [plugin, place].map(|path| escape(&path.display().to_string()));
+            line.extend(["-plugin".into(), format!("{plugin},{name}={place}").into()]);
         }
         for blob in &self.blobs {
             let file = escape(&blob.file.display().to_string());
@@ -186,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_traced_machine_has_one_thread_for_all_cpus() {
-        let tracer = Tracer { plugin: "/t/a,b.so".into(), socket: "/tmp/trace".into() };
+        let tracer = Tracer { plugin: "/t/a,b.so".into(), told: Told::Events("/tmp/trace".into()) };
         let line = words(&Machine { tracer: Some(tracer), ..machine() });
         assert!(line.contains(" -accel tcg,thread=single "), "{line}");
         assert!(line.contains(" -plugin /t/a,,b.so,socket=/tmp/trace "), "{line}");

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
 use thiserror::Error;
 
@@ -16,6 +16,10 @@ pub(crate) enum Event {
     Claim(Claim),
     /// What an operation costs.
     Cost(Cost),
+    /// What one costs where there is more or less of something.
+    Point(Point),
+    /// What tables take of memory.
+    Memory(Memory),
     /// The image's last words.
     Panic(Panic),
     /// The main job's whole report, its last event.
@@ -44,12 +48,45 @@ pub(crate) struct Panic {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Cost {
     pub(crate) name: String,
-    /// How writes were tracked.
+    /// Which way: how writes were tracked, what was in the tree.
     pub(crate) mode: String,
     /// What a unit is.
     pub(crate) per: String,
     pub(crate) units: NonZeroU64,
     pub(crate) instructions: u64,
+    /// Its number in the counts of a plugin, if those hold it and nothing else.
+    #[serde(default)]
+    pub(crate) operation: Option<u64>,
+    /// How many windows EL2 has opened and closed itself: those hold its own instructions, too.
+    #[serde(default)]
+    pub(crate) windows: u64,
+}
+
+/// A point of a curve: what an operation costs where there is `at` of something.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Point {
+    pub(crate) curve: String,
+    /// What there is more or less of.
+    pub(crate) axis: String,
+    pub(crate) at: u64,
+    /// How many things it touches there, by kind; 0 for what is not its business.
+    pub(crate) touched: Vec<u64>,
+    pub(crate) instructions: u64,
+    pub(crate) operation: u64,
+    pub(crate) windows: u64,
+}
+
+/// What tables take of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Memory {
+    /// Tables below the root of a GiB full of pages.
+    pub(crate) tables_per_gib: u64,
+    /// What is kept beside each.
+    pub(crate) metadata_bytes: u64,
+    /// What was touched and unmapped, bit by bit; and the tables that were there for it, at most and at the end.
+    pub(crate) touched_bytes: u64,
+    pub(crate) peak_table_bytes: u64,
+    pub(crate) table_bytes: u64,
 }
 
 /// One claim and whether the machine bore it out.

@@ -51,6 +51,16 @@ impl TargetStd {
         Ok(Self::Debian { linker: find_linker(workspace)? })
     }
 
+    /// The version of the compiler that makes the images: with another one they are others.
+    pub(crate) fn compiler(&self, workspace: &Workspace) -> Result<String> {
+        let program = match self {
+            Self::Toolchain => "rustc",
+            Self::Debian { .. } => DEBIAN_RUSTC,
+        };
+        let version = process::read(Command::new(program).current_dir(&workspace.root).arg("--version"))?;
+        Ok(version.trim().to_owned())
+    }
+
     /// `cargo SUBCOMMAND --target ...` for the EL2 target.
     pub(crate) fn cargo(&self, workspace: &Workspace, subcommand: &str) -> Command {
         let mut command = match self {

@@ -168,7 +168,8 @@ impl World {
             }
             Mark::FrameFreed { frame, bytes } => Some(Event::FrameFreed { frame: Pa::new(frame), bytes }),
             Mark::Copied { ipa } => Some(Event::Copied { ipa }),
-            Mark::Pool(_) => None,
+            // What is counted, and not checked.
+            Mark::Pool(_) | Mark::WindowOpens { .. } | Mark::WindowCloses | Mark::Private { .. } => None,
         }
     }
 

@@ -30,7 +30,7 @@ use self::stream::Listener;
 use crate::cargo::cargo;
 use crate::checks::{claims_machine, make_claims};
 use crate::job::Job;
-use crate::machine::arguments::{Machine, Tracer};
+use crate::machine::arguments::{Machine, Told, Tracer};
 use crate::prerequisites::Qemu;
 use crate::process;
 use crate::workspace::Workspace;
@@ -87,17 +87,21 @@ impl Traced {
     }
 }
 
+/// Builds the plugin, and says where it is.
+pub(crate) fn build_plugin(workspace: &Workspace, log: Option<&Path>) -> Result<PathBuf> {
+    let mut command = cargo(workspace);
+    command.args(["build", "--release", "--package", "stage2-trace-plugin"]);
+    match log {
+        Some(log) => ensure!(process::log_to(&mut command, log)?.0.success(), "the trace plugin does not build"),
+        None => process::show(&mut command).context("cannot build the trace plugin")?,
+    }
+    Ok(workspace.target.join("release").join("libstage2_trace_plugin.so"))
+}
+
 impl<'a> Recorder<'a> {
     /// Builds the plugin.
     pub(crate) fn prepare(workspace: &'a Workspace, qemu: &'a Qemu, log: Option<&Path>) -> Result<Self> {
-        let mut command = cargo(workspace);
-        command.args(["build", "--release", "--package", "stage2-trace-plugin"]);
-        match log {
-            Some(log) => ensure!(process::log_to(&mut command, log)?.0.success(), "the trace plugin does not build"),
-            None => process::show(&mut command).context("cannot build the trace plugin")?,
-        }
-        let plugin = workspace.target.join("release").join("libstage2_trace_plugin.so");
-        Ok(Self { workspace, qemu, plugin })
+        Ok(Self { workspace, qemu, plugin: build_plugin(workspace, log)? })
     }
 
     /// All claims.
@@ -140,7 +144,8 @@ impl<'a> Recorder<'a> {
     fn record(&self, name: &str, cpus: u32, boot: impl FnOnce(Tracer) -> Result<Vec<String>>) -> Result<Traced> {
         let started = Instant::now();
         let listener = Listener::start(Watcher::new(cpus as usize), Watcher::look)?;
-        let tracer = Tracer { plugin: self.plugin.clone(), socket: listener.socket().to_path_buf() };
+        let told = Told::Events(listener.socket().to_path_buf());
+        let tracer = Tracer { plugin: self.plugin.clone(), told };
         let failures = boot(tracer);
         let findings = listener.finish().map(Watcher::into_findings);
         let failures = failures?;

@@ -55,7 +55,7 @@ pub(crate) fn measure() -> Result<(), String> {
         for (name, beside) in [("fault_alone", false), ("fault_beside_scan", true)] {
             let runs = (0..TRIES).map(|_| bench.run(mode, beside)).find_map(Result::transpose);
             let instructions = runs.or_say("each fault waits for the scan, or QEMU has ended turns in every run")??;
-            Cost::new(name, tracking::name(mode), "fault", Faults::of(mode).count(), instructions).emit()?;
+            Cost::beside(name, tracking::name(mode), "fault", Faults::of(mode).count(), instructions).emit()?;
         }
     }
     Ok(())
@@ -176,8 +176,8 @@ impl<'h> Bench<'_, 'h> {
             let elsewhere = turns.elsewhere();
             let (outcome, counted) = meter.count(|| loaded.resolve(reader, &Mapped, syndrome));
             expect("a fault's outcome", outcome.or_say("resolve")?, Outcome::Resumed)?;
-            let own = counted.checked_sub(turns.elsewhere().wrapping_sub(elsewhere));
-            sum += u64::from(own.or_say("less was counted than what was counted elsewhere")?);
+            let own = counted.instructions.checked_sub(u64::from(turns.elsewhere().wrapping_sub(elsewhere)));
+            sum += own.or_say("less was counted than what was counted elsewhere")?;
             if turns.is_disturbed() {
                 return Ok(None);
             }

@@ -26,7 +26,7 @@ use stage2_tests_qemu::{
 use super::{
     guest::Guest,
     lab::{BLOCK_BYTES, GuestMemory, Memory, RAM, RAM_BYTES, SLOTS, range, tear_down},
-    meter::Meter,
+    meter::{Meter, Sum},
     report::Cost,
     tracking,
 };
@@ -86,9 +86,9 @@ impl<'h> Bench<'_, 'h> {
         self.memory.map_pages(&tree, reader, RAM_BYTES)?;
         let mut guest = Guest::new(&tree, reader)?;
 
-        let (log, instructions) = self.meter.count(|| tree.start_logging_with(reader, Initial::Clean, self.mode));
+        let (log, sum) = self.meter.count(|| tree.start_logging_with(reader, Initial::Clean, self.mode));
         let mut log = log.or_say("start")?;
-        self.report("enable_logging_4k", PAGES, instructions)?;
+        self.report("enable_logging_4k", PAGES, &sum)?;
 
         let clean = self.harvest(&mut log, reader, 0)?;
         self.report_harvest(["scan_clean", "rearm_clean"], clean)?;
@@ -104,9 +104,9 @@ impl<'h> Bench<'_, 'h> {
 
         log.stop();
         let all = range(RAM, RAM_BYTES)?;
-        let (collapsed, instructions) = self.meter.count(|| tree.collapse(reader, all));
+        let (collapsed, sum) = self.meter.count(|| tree.collapse(reader, all));
         expect("tables that were collapsed", collapsed.or_say("collapse")?, RAM_BYTES / BLOCK_BYTES)?;
-        self.report("collapse", PAGES, instructions)?;
+        self.report("collapse", PAGES, &sum)?;
 
         drop(guest);
         tear_down(tree, reader)
@@ -118,9 +118,9 @@ impl<'h> Bench<'_, 'h> {
         let tree = self.memory.tree(self.mmu, self.features, tracking::options(self.mode), LARGE_BYTES)?;
         let all = range(RAM, LARGE_BYTES)?;
         tree.map(reader, all, NOWHERE, Attributes::device(true), Content::New).or_say("map")?;
-        let (log, instructions) = self.meter.count(|| tree.start_logging_with(reader, Initial::Clean, self.mode));
+        let (log, sum) = self.meter.count(|| tree.start_logging_with(reader, Initial::Clean, self.mode));
         log.or_say("start")?.stop();
-        self.report("enable_logging_2m", LARGE_BYTES / PAGE_BYTES, instructions)?;
+        self.report("enable_logging_2m", LARGE_BYTES / PAGE_BYTES, &sum)?;
         tear_down(tree, reader)
     }
 
@@ -143,7 +143,7 @@ impl<'h> Bench<'_, 'h> {
     }
 
     /// A scan and a rearm of what it found, and what they cost.
-    fn harvest(&self, log: &mut Log<'_, 'h>, reader: &Reader<'_>, dirty: u64) -> Result<[u32; 2], String> {
+    fn harvest(&self, log: &mut Log<'_, 'h>, reader: &Reader<'_>, dirty: u64) -> Result<[Sum<'_>; 2], String> {
         let all = range(RAM, RAM_BYTES)?;
         let mut bitmap = [0; WORDS];
         let (found, scan) = self.meter.count(|| log.scan(reader, all, &mut bitmap));
@@ -153,12 +153,12 @@ impl<'h> Bench<'_, 'h> {
         Ok([scan, rearm])
     }
 
-    fn report_harvest(&self, [scan, rearm]: [&'static str; 2], instructions: [u32; 2]) -> Result<(), String> {
-        self.report(scan, PAGES, instructions[0])?;
-        self.report(rearm, PAGES, instructions[1])
+    fn report_harvest(&self, [scan, rearm]: [&'static str; 2], sums: [Sum<'_>; 2]) -> Result<(), String> {
+        self.report(scan, PAGES, &sums[0])?;
+        self.report(rearm, PAGES, &sums[1])
     }
 
-    fn report(&self, name: &'static str, pages: u64, instructions: u32) -> Result<(), String> {
-        Cost::new(name, tracking::name(self.mode), "page", pages, u64::from(instructions)).emit()
+    fn report(&self, name: &'static str, pages: u64, sum: &Sum<'_>) -> Result<(), String> {
+        Cost::new(name, tracking::name(self.mode), "page", pages, sum).emit()
     }
 }

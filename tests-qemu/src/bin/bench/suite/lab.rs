@@ -2,6 +2,8 @@
 
 use alloc::{format, string::String};
 
+use spin::Mutex;
+
 use stage2::{
     Ipa, IpaRange, Level, Mmu, Pa, Reader, Stage2,
     arch::Aarch64,
@@ -21,7 +23,7 @@ use stage2_tests_qemu::{
     say::OrSay,
 };
 
-use super::guest::{self, CODE};
+use super::guest_code::{self, CODE};
 
 /// Where the guest's memory is, as IPA.
 pub(crate) const RAM: u64 = 0x1_0000_0000;
@@ -32,10 +34,14 @@ pub(crate) const BLOCK_BYTES: u64 = 2 << 20;
 
 /// The guest's IPA space.
 const IPA_BITS: u8 = 36;
+/// That of a large one.
+const LARGE_IPA_BITS: u8 = 40;
+/// The most memory that a guest has.
+pub(crate) const MOST_BYTES: u64 = 64 << 30;
 /// For tables.
 const TABLE_BYTES: u64 = 8 << 20;
 /// For the side log: a bit for each page of the largest memory here.
-const LOG_BYTES: u64 = (4 << 30) / PAGE_BYTES / 8;
+const LOG_BYTES: u64 = MOST_BYTES / PAGE_BYTES / 8;
 
 pub(crate) static SLOTS: [CpuSlot; MAX_CPUS] = machine::slots();
 
@@ -57,6 +63,8 @@ pub(crate) struct GuestMemory {
     /// Where the page with the guest's code is.
     code: Pa,
     log: &'static [Word],
+    /// A bit for each page of the largest memory, for harvests.
+    bitmap: Mutex<Option<&'static mut [u64]>>,
 }
 
 impl Memory {
@@ -67,8 +75,9 @@ impl Memory {
         let tables = machine::tables(take(TABLE_BYTES, PAGE_BYTES)?);
         let log = memory::log_words(take(LOG_BYTES, PAGE_BYTES)?);
         let code = take(PAGE_BYTES, PAGE_BYTES)?;
-        let guest = GuestMemory { code: Pa::new(code.start()), frames: take(RAM_BYTES, BLOCK_BYTES)?, log };
-        guest::copy_code(memory::words(code));
+        let bitmap = Mutex::new(Some(memory::plain_words(take(LOG_BYTES, PAGE_BYTES)?)));
+        let guest = GuestMemory { code: Pa::new(code.start()), frames: take(RAM_BYTES, BLOCK_BYTES)?, log, bitmap };
+        guest_code::copy(memory::words(code));
         Ok(Self { tables, guest })
     }
 }
@@ -82,7 +91,8 @@ impl GuestMemory {
         options: GeometryOptions,
         bytes: u64,
     ) -> Result<LabStage2<'h, M>, String> {
-        let geometry = Geometry::new(IPA_BITS, features, options).or_say("geometry")?;
+        let bits = if RAM + bytes > 1 << IPA_BITS { LARGE_IPA_BITS } else { IPA_BITS };
+        let geometry = Geometry::new(bits, features, options).or_say("geometry")?;
         let words = (bytes / PAGE_BYTES).div_ceil(u64::from(u64::BITS)) as usize;
         let log = DirtyBitmap { base: Ipa::new(RAM), words: self.log.get(..words).or_say("the log is too small")? };
         Ok(LabStage2::new(mmu, geometry, Some(log)).or_say("new tree")?.with_largest_leaf(Level::L2))
@@ -95,12 +105,28 @@ impl GuestMemory {
         reader: &Reader<'_>,
         bytes: u64,
     ) -> Result<(), String> {
-        for offset in (0..bytes).step_by(PAGE_BYTES as usize) {
-            let page = range(RAM + offset, PAGE_BYTES)?;
-            let frame = Pa::new(self.frames.start() + offset);
-            tree.map(reader, page, frame, Attributes::normal(Permissions::RW), Content::New).or_say("map")?;
-        }
-        Ok(())
+        (0..bytes).step_by(PAGE_BYTES as usize).try_for_each(|offset| self.map_page(tree, reader, offset))
+    }
+
+    /// Maps the page at `offset` of the memory; it is dirty.
+    pub(crate) fn map_page<M: TableMemory<Granule = Granule4K>>(
+        &self,
+        tree: &LabStage2<'_, M>,
+        reader: &Reader<'_>,
+        offset: u64,
+    ) -> Result<(), String> {
+        let (page, frame) = (range(RAM + offset, PAGE_BYTES)?, self.first_frame().offset(offset));
+        tree.map(reader, page, frame, Attributes::normal(Permissions::RW), Content::New).or_say("map")
+    }
+
+    /// The frame behind the first page of the memory.
+    pub(crate) fn first_frame(&self) -> Pa {
+        Pa::new(self.frames.start())
+    }
+
+    /// The bitmap for harvests, the first time.
+    pub(crate) fn take_bitmap(&self) -> Result<&'static mut [u64], String> {
+        self.bitmap.lock().take().or_say("the bitmap is taken")
     }
 
     /// Maps the guest's code.
