@@ -9,7 +9,7 @@
 
 use core::fmt;
 
-use super::{Stage2, entries};
+use super::Stage2;
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Attributes, Kind, MemoryType, Xn};
@@ -137,25 +137,27 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let mut locked = self
                 .lock_table(reader, start, level, &mut spares)
                 .map_err(|reason| Stopped::at(range, start, self.map_cause(reason)))?;
-            let mut next = run.last().checked_add(1);
-            for (index, at) in entries::<M::Granule>(start, level, locked.index, run_length::<M::Granule>(run, level)) {
-                if !locked.read(index).is_none() {
-                    let cause = match locked.kind(index) {
-                        Kind::Table(_) => {
-                            let entry = IpaRange::inclusive(at, M::Granule::entry_last(at, level)).unwrap_or(run);
-                            below = level.child().map(|child| (entry, child));
-                            next = Some(at);
-                            break;
-                        }
-                        Kind::Page(_) | Kind::Block(_) => MapCause::Exists,
-                        Kind::Marker(_) => MapCause::Retry,
-                        _ => MapCause::Corrupt(Corrupt { ipa: at, level }),
-                    };
-                    return Err(Stopped::at(range, at, cause));
-                }
-                locked.replace(index, self.format().leaf(level, frame_of(at), attributes, dirty));
-                reader.count().blocks_mapped(u64::from(level < Level::LEAF));
+            let count = run_length::<M::Granule>(run, level);
+            let leaf = self.format().leaf(level, frame_of(start), attributes, dirty);
+            let index = locked.index;
+            let filled = locked.fill(index, count, leaf);
+            reader.count().blocks_mapped(if level < Level::LEAF { filled as u64 } else { 0 });
+            if filled < count {
+                let (index, at) = (index + filled, start.offset((filled as u64) << M::Granule::shift(level)));
+                let cause = match locked.kind(index) {
+                    Kind::Table(_) => {
+                        let entry = IpaRange::inclusive(at, M::Granule::entry_last(at, level)).unwrap_or(run);
+                        below = level.child().map(|child| (entry, child));
+                        rest = range.starting_at(at);
+                        continue;
+                    }
+                    Kind::Page(_) | Kind::Block(_) => MapCause::Exists,
+                    Kind::Marker(_) => MapCause::Retry,
+                    _ => MapCause::Corrupt(Corrupt { ipa: at, level }),
+                };
+                return Err(Stopped::at(range, at, cause));
             }
+            let next = run.last().checked_add(1);
             rest = next.and_then(|next| range.starting_at(next));
         }
         Ok(())

@@ -12,6 +12,7 @@
 //! gone, as far as the compiler is concerned, when the CPU announces a quiescent state; and no table that can be seen in a
 //! section is freed before its end.
 
+mod fill;
 mod join;
 mod leaves;
 mod ro;

@@ -41,7 +41,7 @@ fn steps<G: Granule>(groups: Groups, base: usize) -> impl Iterator<Item = usize>
 }
 
 /// Entries that are folded before one of them is looked at.
-const FOLD: usize = 8;
+pub(super) const FOLD: usize = 8;
 impl Visit<'_> {
     /// The bases of the words in which the entries are that are shown.
     #[inline(always)]
