@@ -1,7 +1,7 @@
 //! Several entries at once: what all of them have, and what any of them has. Most tables are of one kind all over, and then one
 //! look at the fold spares a look at each.
 
-use super::{ADDRESS, AF, DBM, Descriptor, S2AP_WRITE, SOFT_DIRTY, SOFT_WRITABLE, TABLE_OR_PAGE, VALID};
+use super::{ADDRESS, AF, DBM, Descriptor, S2AP_WRITE, SOFT_DIRTY, TABLE_OR_PAGE, VALID};
 use crate::addr::Level;
 use crate::geometry::granule::Granule;
 
@@ -16,22 +16,10 @@ impl Folded {
     /// Of no entries.
     pub(crate) const NONE: Self = Self { all: u64::MAX, any: 0 };
 
-    /// A descriptor that has what any of them has.
-    #[inline(always)]
-    pub(crate) const fn any(self) -> Descriptor {
-        Descriptor(self.any)
-    }
-
     /// And of this one, too.
     #[inline(always)]
     pub(crate) const fn and(self, entry: Descriptor) -> Self {
         Self { all: self.all & entry.0, any: self.any | entry.0 }
-    }
-
-    /// And of these, too.
-    #[inline(always)]
-    pub(crate) const fn with(self, others: Self) -> Self {
-        Self { all: self.all & others.all, any: self.any | others.any }
     }
 
     /// Whether any is dirty.
@@ -113,23 +101,10 @@ impl LeafForm {
         Self { set: self.set | S2AP_WRITE, ..self }
     }
 
-    /// Those of them that the guest may write.
+    /// The bits in which a leaf may not differ from another of them, if both are of one kind: all but those of a frame's address.
     #[inline(always)]
-    pub(crate) const fn writable(self) -> Self {
-        Self { set: self.set | SOFT_WRITABLE, ..self }
-    }
-
-    /// Those of them that are clean.
-    #[inline(always)]
-    pub(crate) const fn clean(self) -> Self {
-        Self { clear: self.clear | S2AP_WRITE | SOFT_DIRTY, ..self }
-    }
-
-    /// Those of them, written or clean, to which the hardware has nothing to write: see [`Descriptor::is_settled`].
-    #[inline(always)]
-    pub(crate) const fn settled(self) -> Self {
-        let dbm = if self.set & S2AP_WRITE == 0 { DBM } else { 0 };
-        Self { set: self.set | AF, clear: self.clear | dbm }
+    pub(crate) const fn kind_bits(self) -> u64 {
+        !ADDRESS | self.clear
     }
 
     /// Whether `folded` is of such leaves alone.
@@ -201,17 +176,24 @@ mod tests {
     }
 
     #[test]
-    fn leaves_of_one_state_are_told_from_others_and_from_those_the_hardware_writes_to() {
+    fn written_leaves_are_told_from_others() {
         let (clean, dirty) = (leaf(Level::L3, 0, false), leaf(Level::L3, 0x1000, true));
         let form = LeafForm::new::<Granule4K>(Level::L3, PA_SIZE);
         let both = Folded::NONE.and(clean).and(dirty);
-        assert!(form.is_of_all(both) && !form.written().is_of_all(both) && !form.clean().is_of_all(both));
-        assert!(form.written().is_of(dirty) && form.clean().is_of(clean));
-        assert!(!form.clean().is_of(dirty.with_write_protection()), "dirty without the permission");
-        for leaf in [clean, dirty, clean.without_dbm(), dirty.with_old(), clean.with_old()] {
-            let form = if leaf.is_dirty() { form.written() } else { form.clean() };
-            assert_eq!(form.settled().is_of(leaf), leaf.is_settled(), "{leaf:?}");
+        assert!(form.is_of_all(both) && !form.written().is_of_all(both));
+        assert!(form.written().is_of(dirty) && !form.written().is_of(clean));
+    }
+
+    #[test]
+    fn leaves_of_one_kind_differ_in_their_frames_alone() {
+        let form = LeafForm::new::<Granule4K>(Level::L3, PA_SIZE);
+        let like = leaf(Level::L3, 0x4000_0000, true);
+        let differs = |other: Descriptor| (other.raw() ^ like.raw()) & form.kind_bits() != 0;
+        assert!(!differs(leaf(Level::L3, 0x7fff_f000, true)));
+        for other in [leaf(Level::L3, 0x4000_0000, false), like.with_old(), like.without_dbm(), Descriptor::NONE] {
+            assert!(differs(other), "{other:?}");
         }
+        assert!(differs(leaf(Level::L3, PA_SIZE, true)), "no frame");
     }
 
     #[test]

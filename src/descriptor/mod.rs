@@ -105,6 +105,9 @@ impl Descriptor {
     /// Invalid, and nothing is kept.
     pub const NONE: Self = Self(0);
 
+    /// The bits that say all but which frame or table it is.
+    pub(crate) const ALL_BUT_ADDRESS: u64 = !ADDRESS;
+
     /// The descriptor with these 64 bits.
     #[inline(always)]
     pub const fn from_raw(raw: u64) -> Self {
@@ -266,12 +269,6 @@ impl Descriptor {
     #[inline(always)]
     pub const fn is_writable(self) -> bool {
         self.0 & SOFT_WRITABLE != 0
-    }
-
-    /// As it is, if the guest may write here: says so to the compiler.
-    #[inline(always)]
-    pub(crate) const fn known_writable(self) -> Self {
-        Self(self.0 | SOFT_WRITABLE)
     }
 
     /// Whether an access went through it (the access flag).

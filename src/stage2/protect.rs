@@ -7,8 +7,10 @@
 //! A page that loses its write permission stays dirty, in its entry, until a harvest cleans it: whose flush is then the
 //! one that no store passes through a stale TLB entry, whether or not this one's is over.
 
+use core::cell::Cell;
+
 use super::Stage2;
-use super::unmap::{covers, entries};
+use super::unmap::{covers, ipa_of};
 use crate::addr::IpaRange;
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Descriptor, Kind, Marker, MemoryType, Permissions, Xn};
@@ -84,31 +86,39 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let mut gather = Gather::new(&self.tree, reader);
         let changed = self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
-            let mut restricted = false;
-            let mut stopped = Ok(());
-            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
-                let leaf = locked.read(index);
-                let cause = match locked.kind(index) {
-                    Kind::Invalid | Kind::Table(_) => continue,
-                    Kind::Marker(Marker::Removing | Marker::Claimed | Marker::Detached) => continue,
-                    Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
-                        let old = locked.replace_leaf(index, &change);
-                        let new = change(old);
-                        restricted |= (old.grants_write() && !new.grants_write())
-                            || !format.permissions(old).within(format.permissions(new))
-                            // A fetch that faults there cannot be told from one that may not pass: no stale entries.
-                            || (old.xn() != new.xn() && matches!(new.xn(), Xn::El0Only | Xn::El1Only));
-                        continue;
-                    }
-                    Kind::Marker(Marker::Frozen) if leaf.from_marker().is_none() => continue,
-                    // A block that came since its ends were split.
-                    Kind::Page(_) | Kind::Block(_) | Kind::Marker(_) => ChangeCause::Retry,
-                    Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
-                };
-                stopped = Err((ipa, cause));
-                break;
-            }
-            if restricted {
+            let restricted = Cell::new(false);
+            let is_restricted = |old: Descriptor, new: Descriptor| {
+                (old.grants_write() && !new.grants_write())
+                    || !format.permissions(old).within(format.permissions(new))
+                    // A fetch that faults there cannot be told from one that may not pass: no stale entries.
+                    || (old.xn() != new.xn() && matches!(new.xn(), Xn::El0Only | Xn::El1Only))
+            };
+            let note = |old, new| restricted.set(restricted.get() || is_restricted(old, new));
+            let stopped = locked.change_runs(
+                first,
+                count,
+                &change,
+                |alike| note(alike.old, alike.new),
+                |locked, index| {
+                    let ipa = ipa_of::<M::Granule>(part.start(), level, first, index);
+                    let leaf = locked.read(index);
+                    let cause = match locked.kind(index) {
+                        Kind::Invalid | Kind::Table(_) => return Ok(()),
+                        Kind::Marker(Marker::Removing | Marker::Claimed | Marker::Detached) => return Ok(()),
+                        Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
+                            let old = locked.replace_leaf(index, &change);
+                            note(old, change(old));
+                            return Ok(());
+                        }
+                        Kind::Marker(Marker::Frozen) if leaf.from_marker().is_none() => return Ok(()),
+                        // A block that came since its ends were split.
+                        Kind::Page(_) | Kind::Block(_) | Kind::Marker(_) => ChangeCause::Retry,
+                        Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
+                    };
+                    Err((ipa, cause))
+                },
+            );
+            if restricted.get() {
                 gather.leaves(part, level);
             }
             stopped

@@ -13,6 +13,8 @@
 //!
 //! A table that was emptied is *hinted* to the reclaimer. Unmap allocates nothing.
 
+use core::cell::Cell;
+
 use arrayvec::ArrayVec;
 
 use super::Stage2;
@@ -127,32 +129,39 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     ) -> Result<(), Stopped<ChangeCause>> {
         self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
-            let mut marked = false;
-            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
-                let old = locked.read(index);
-                let cause = match locked.kind(index) {
-                    Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Detached) => continue,
-                    Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
-                        locked.replace_leaf(index, |leaf| leaf.into_removing(reader.cpu().0));
-                        marked = true;
-                        continue;
-                    }
-                    Kind::Marker(Marker::Removing | Marker::Claimed) => {
-                        marked = true;
-                        continue;
-                    }
-                    Kind::Marker(Marker::Frozen) if old.from_marker().is_none() => continue,
-                    // A block that came since its ends were split.
-                    Kind::Page(_) | Kind::Block(_) | Kind::Marker(_) => ChangeCause::Retry,
-                    Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
-                };
+            let remover = reader.cpu().0;
+            let marked = Cell::new(false);
+            let result = locked.change_runs(
+                first,
+                count,
+                |leaf| leaf.into_removing(remover),
+                |_| marked.set(true),
+                |locked, index| {
+                    let ipa = ipa_of::<M::Granule>(part.start(), level, first, index);
+                    let old = locked.read(index);
+                    let cause = match locked.kind(index) {
+                        Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Detached) => return Ok(()),
+                        Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
+                            locked.replace_leaf(index, |leaf| leaf.into_removing(remover));
+                            marked.set(true);
+                            return Ok(());
+                        }
+                        Kind::Marker(Marker::Removing | Marker::Claimed) => {
+                            marked.set(true);
+                            return Ok(());
+                        }
+                        Kind::Marker(Marker::Frozen) if old.from_marker().is_none() => return Ok(()),
+                        // A block that came since its ends were split.
+                        Kind::Page(_) | Kind::Block(_) | Kind::Marker(_) => ChangeCause::Retry,
+                        Kind::Reserved => ChangeCause::Corrupt(Corrupt { ipa, level }),
+                    };
+                    Err((ipa, cause))
+                },
+            );
+            if marked.get() || result.is_err() {
                 gather.leaves(part, level);
-                return Err((ipa, cause));
             }
-            if marked {
-                gather.leaves(part, level);
-            }
-            Ok(())
+            result
         })
         .map_err(|(at, cause)| Stopped::at(range, at, cause))
     }
@@ -162,12 +171,20 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         let mut unmapped = Unmapped::default();
         self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
-            for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
-                let old = locked.read(index);
-                if old.remover() == Some(reader.cpu().0) {
-                    unmapped.add(old);
-                    self.finish(locked, index, ipa, old);
+            let (mut at, end) = (first, first + count);
+            while at < end {
+                let old = locked.read(at);
+                if old.remover() != Some(reader.cpu().0) {
+                    at += 1;
+                    continue;
                 }
+                // Of dirty pages the log is told one by one.
+                let alike = if old.is_dirty() && self.log.is_active() { 0 } else { locked.clear_alike(at, end - at) };
+                if alike == 0 {
+                    self.finish(locked, at, ipa_of::<M::Granule>(part.start(), level, first, at), old);
+                }
+                unmapped.add(old, alike.max(1));
+                at += alike.max(1);
             }
             self.hint_if_empty(locked);
             Ok(())
@@ -215,7 +232,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             {
                 self.tree.changes.count(handed_over);
             }
-            claimed.iter().for_each(|&(.., old)| unmapped.add(old));
+            claimed.iter().for_each(|&(.., old)| unmapped.add(old, 1));
             self.finish_claimed(reader, &claimed)?;
             rest = next.and_then(|next| left.starting_at(next));
         }
@@ -335,9 +352,10 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 }
 
 impl Unmapped {
-    fn add(&mut self, old: Descriptor) {
-        self.leaves += 1;
-        self.dirty += u64::from(old.is_dirty());
+    /// So many, that were as `old`.
+    fn add(&mut self, old: Descriptor, count: usize) {
+        self.leaves += count as u64;
+        self.dirty += if old.is_dirty() { count as u64 } else { 0 };
     }
 }
 
@@ -354,6 +372,12 @@ pub(crate) fn entries<G: Granule>(
         let ipa = base.offset((n as u64) << G::shift(level));
         (first + n, if n == 0 { start } else { ipa })
     })
+}
+
+/// The first address of the range that the entry at `index` translates, of those from `first` on that begin with `start`.
+#[inline(always)]
+pub(crate) fn ipa_of<G: Granule>(start: Ipa, level: Level, first: usize, index: usize) -> Ipa {
+    start.align_down(G::shift(level)).offset(((index - first) as u64) << G::shift(level)).max(start)
 }
 
 /// Whether `part` covers all that the entry for `ipa` translates.

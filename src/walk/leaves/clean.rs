@@ -6,7 +6,7 @@
 //! nothing else was noted meanwhile. What DBM was taken from the hardware may still make dirty until the flush, and nobody notes
 //! that: then the entries are looked at again.
 
-use super::{FOLD, Reserved, word};
+use super::{Reserved, word};
 use crate::addr::Pa;
 use crate::arch::Arch;
 use crate::descriptor::{Descriptor, Folded, Kind, LeafForm};
@@ -15,7 +15,6 @@ use crate::memory::{Groups, OwnTables, Stripped, TableMemory};
 use crate::quiescence::Reader;
 use crate::sync::{Ordering, Word, load_owned};
 use crate::tlb::Flushed;
-use crate::walk::rw::Stores;
 use crate::walk::{Locked, Tree, Visit};
 
 /// What a leaf is that was cleaned.
@@ -64,21 +63,17 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         match how {
             Cleaning::Protect => {
                 self.guarded.armed = false;
-                let change = |leaf: Descriptor| leaf.with_clean().without_dbm();
-                self.change_leaves(visit, groups, selected, change, change)
+                self.change_leaves(visit, groups, selected, |leaf| leaf.with_clean().without_dbm())
             }
-            Cleaning::Keep => {
-                self.change_leaves(visit, groups, selected, Descriptor::with_clean, Descriptor::with_clean)
-            }
+            Cleaning::Keep => self.change_leaves(visit, groups, selected, Descriptor::with_clean),
             Cleaning::Arm => {
                 self.table.page.meta.note_dirty(&mut self.guarded, groups);
-                let change = |leaf: Descriptor| leaf.with_clean().with_dbm();
-                self.change_leaves(visit, groups, selected, change, |leaf| change(leaf.known_writable()))
+                self.change_leaves(visit, groups, selected, |leaf| leaf.with_clean().with_dbm())
             }
         }
     }
 
-    /// The same, of what `change` makes of a leaf, and `change_writable` of one that the guest may write. Not inlined: alone it has registers for its loops.
+    /// The same, of what `change` makes of a leaf. Not inlined: alone it has registers for its loops.
     #[inline(never)]
     fn change_leaves(
         &mut self,
@@ -86,12 +81,11 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         groups: Groups,
         selected: impl Fn(usize) -> u64,
         change: impl Fn(Descriptor) -> Descriptor + Copy,
-        change_writable: impl Fn(Descriptor) -> Descriptor,
     ) -> Result<Cleaned, Reserved> {
         let mut cleaned = Cleaned::default();
         let form = self.tree.leaf_form(self.level());
         // What everything is wanted of comes first, and most often it is all.
-        let mut clean = self.change_first(visit, groups, &selected, form, change_writable, &mut cleaned);
+        let mut clean = self.change_first(visit, groups, &selected, change, &mut cleaned);
         let mut touched = Groups::NONE;
         let first = visit.first.max(cleaned.end) / word::<M::Granule>();
         for base in
@@ -119,7 +113,6 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         visit: &Visit<'_>,
         groups: Groups,
         selected: impl Fn(usize) -> u64,
-        form: LeafForm,
         change: impl Fn(Descriptor) -> Descriptor,
         cleaned: &mut Cleaned,
     ) -> Groups {
@@ -127,33 +120,10 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
             return Groups::NONE;
         }
         let words = visit.words::<M::Granule>().take_while(|&base| selected(base) == u64::MAX).count();
-        let entries = self.table.page.entries.get(..words * word::<M::Granule>()).unwrap_or(&[]);
-        let Some(form) = self.form_of_alike(form, 0).filter(|_| !entries.is_empty()) else { return Groups::NONE };
-        let alike = change_alike(entries, form, change);
-        if alike.count == 0 {
-            return Groups::NONE;
-        }
-        cleaned.add(0, alike.count, alike.dirty);
-        if alike.armed {
-            return Groups::NONE;
-        }
-        if alike.had_dbm {
-            self.guarded.stripped = Stripped::Cached;
-        }
+        let Some(alike) = self.change_alike(0, words * word::<M::Granule>(), change) else { return Groups::NONE };
+        cleaned.add(0, alike.count, alike.old.is_dirty());
         // Of a group that is larger than a fold the rest may be dirty.
-        Groups::within::<M::Granule>(alike.count)
-    }
-
-    /// What those leaves are, of `form`, that the guest may write, are in the state of the one at `index` and may be stored to.
-    #[inline(always)]
-    fn form_of_alike(&self, form: LeafForm, index: usize) -> Option<LeafForm> {
-        let form = form.writable();
-        let form = if self.read(index).is_dirty() { form.written() } else { form.clean() };
-        match self.stores() {
-            Stores::Always => Some(form),
-            Stores::ToSettled => Some(form.settled()),
-            Stores::Never => None,
-        }
+        if alike.new.has_dbm() { Groups::NONE } else { Groups::within::<M::Granule>(alike.count) }
     }
 
     /// Changes the leaves from `base` on that have a bit in `bits` and are in `groups`. The groups in which any was asked for
@@ -248,45 +218,6 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         }
         self.guarded.stripped == Stripped::Flushing
     }
-}
-
-/// Entries of one kind and one state, that were changed.
-struct Alike {
-    count: usize,
-    /// They were dirty.
-    dirty: bool,
-    /// One had DBM.
-    had_dbm: bool,
-    /// One has it now.
-    armed: bool,
-}
-
-/// Changes the first of `entries`, a table's whose lock is held: as many as are leaves of `form`, which the guest may write.
-///
-/// Not inlined: alone it has registers for all of a fold.
-#[inline(never)]
-fn change_alike(entries: &[Word], form: LeafForm, change: impl Fn(Descriptor) -> Descriptor) -> Alike {
-    let (mut folds, mut before) = (0, Folded::NONE);
-    while let Some(some) = entries.as_chunks::<FOLD>().0.get(folds) {
-        let mut leaves = [Descriptor::NONE; FOLD];
-        let mut folded = Folded::NONE;
-        for (leaf, entry) in leaves.iter_mut().zip(some) {
-            *leaf = Descriptor::from_raw(load_owned(entry));
-            folded = folded.and(*leaf);
-        }
-        if !form.is_of_all(folded) {
-            break;
-        }
-        for (leaf, entry) in leaves.iter().zip(some) {
-            // What is behind a leaf was published when that was installed.
-            entry.store(change(*leaf).raw(), Ordering::Relaxed);
-        }
-        before = before.with(folded);
-        folds += 1;
-    }
-    let count = folds * FOLD;
-    let armed = count != 0 && change(before.any()).has_dbm();
-    Alike { count, dirty: before.is_any_dirty(), had_dbm: before.has_any_dbm(), armed }
 }
 
 /// After the harvester's flush: scans skip what is noted as clean in the table at `table`, which was cleaned in this read section.

@@ -1,6 +1,7 @@
 //! All leaves of one table at once, by its groups ([`Groups`]), and in those by *words* of entries that have a bit each, and *steps* of a few
 //! entries, which are folded ([`Folded`](crate::descriptor::Folded)) before any is looked at alone.
 
+mod alike;
 mod clean;
 mod dirty;
 
