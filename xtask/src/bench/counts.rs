@@ -106,12 +106,13 @@ impl Counted {
     ///
     /// The PMU has counted something else.
     pub(super) fn of(&self, measured: &Measured<'_>) -> Result<Option<Counts>> {
-        let Measured { name, operation, windows, instructions } = *measured;
+        let Measured { name, operation, minus, windows, instructions } = *measured;
         let Some(number) = operation else { return Ok(None) };
         let nothing = self.operations.get(&NOTHING).context("the plugin has not seen an empty window")?;
-        let all = self.operations.get(&number).with_context(|| format!("the plugin has not seen {name}"))?;
+        let seen = |number| self.operations.get(&number).with_context(|| format!("the plugin has not seen {name}"));
+        let (all, less) = (seen(number)?, minus.map(seen).transpose()?);
         let without = |of: fn(&Counts) -> u64| {
-            let rest = of(all).checked_sub(windows * of(nothing));
+            let rest = of(all).checked_sub(windows * of(nothing) + less.map_or(0, of));
             rest.with_context(|| format!("{name} takes less than nothing"))
         };
         let counts = Counts {
@@ -139,21 +140,24 @@ impl Counted {
 pub(super) struct Measured<'a> {
     name: &'a str,
     operation: Option<u64>,
+    /// The one that is taken off.
+    minus: Option<u64>,
     windows: u64,
     instructions: u64,
 }
 
 impl<'a> From<&'a Cost> for Measured<'a> {
     fn from(cost: &'a Cost) -> Self {
-        let Cost { name, operation, windows, instructions, .. } = cost;
-        Self { name, operation: *operation, windows: *windows, instructions: *instructions }
+        let Cost { name, operation, minus, windows, instructions, .. } = cost;
+        Self { name, operation: *operation, minus: *minus, windows: *windows, instructions: *instructions }
     }
 }
 
 impl<'a> From<&'a Point> for Measured<'a> {
     fn from(point: &'a Point) -> Self {
         let Point { curve, operation, windows, instructions, .. } = point;
-        Self { name: curve, operation: Some(*operation), windows: *windows, instructions: *instructions }
+        let (operation, windows, instructions) = (Some(*operation), *windows, *instructions);
+        Self { name: curve, operation, minus: None, windows, instructions }
     }
 }
 
@@ -165,7 +169,7 @@ mod tests {
                         operation 4 10 1080 100 60 20 40 10 0 10 30\nplace 4 0x40200004 10\n";
 
     fn measured(operation: Option<u64>, windows: u64, instructions: u64) -> Measured<'static> {
-        Measured { name: "a", operation, windows, instructions }
+        Measured { name: "a", operation, minus: None, windows, instructions }
     }
 
     #[test]
@@ -175,6 +179,15 @@ mod tests {
         assert_eq!((counts.stores, counts.barriers, counts.tlbis, counts.shared_lines), (50, 20, 10, 30));
         assert_eq!(counted.of(&measured(None, 0, 5)).unwrap(), None);
         assert_eq!(counted.places[&4][&0x4020_0004], 10);
+    }
+
+    #[test]
+    fn a_difference_is_one_of_every_kind() {
+        let counted = Counted::read(&format!("{TEXT}operation 5 10 1100 105 60 20 40 10 0 10 30\n")).unwrap();
+        let difference = Measured { minus: Some(4), ..measured(Some(5), 0, 20) };
+        let counts = counted.of(&difference).unwrap().unwrap();
+        assert_eq!((counts.loads, counts.stores, counts.locks), (5, 0, 0));
+        assert!(counted.of(&Measured { minus: Some(5), ..measured(Some(4), 0, 0) }).is_err());
     }
 
     #[test]

@@ -91,7 +91,8 @@ impl Bench<'_> {
             };
             for cost in &boot.costs {
                 let mut operation = Operation::new(cost, counts(cost.into())?);
-                if let (Some(names), Some(number)) = (&names, cost.operation)
+                // Of a difference they would be those of the whole.
+                if let (Some(names), Some(number), None) = (&names, cost.operation, cost.minus)
                     && let Some(places) = counted.as_ref().and_then(|counted| counted.places.get(&number))
                 {
                     operation.places = names.most(places, cost.units.get());

@@ -25,8 +25,7 @@ pub(crate) struct Report {
     pub(super) memory: Option<Memory>,
 }
 
-/// What an operation costs. What is `None` was not counted: where several CPUs take turns, where the figure is the difference of
-/// two others, or where nothing counts it.
+/// What an operation costs. What is `None` was not counted: where several CPUs take turns, or where nothing counts it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Operation {
     pub(super) name: String,

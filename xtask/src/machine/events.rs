@@ -57,6 +57,9 @@ pub(crate) struct Cost {
     /// Its number in the counts of a plugin, if those hold it and nothing else.
     #[serde(default)]
     pub(crate) operation: Option<u64>,
+    /// The number of the one that is taken off, if this is a difference.
+    #[serde(default)]
+    pub(crate) minus: Option<u64>,
     /// How many windows EL2 has opened and closed itself: those hold its own instructions, too.
     #[serde(default)]
     pub(crate) windows: u64,

@@ -19,6 +19,8 @@ pub(crate) struct Cost {
     instructions: u64,
     /// What a plugin knows it by, if its windows hold it and nothing else.
     operation: Option<u64>,
+    /// The one that is taken off, if this is a difference.
+    minus: Option<u64>,
     /// How many windows EL2 has opened and closed itself.
     windows: u64,
 }
@@ -27,7 +29,20 @@ impl Cost {
     /// Of the operation `name`: what it took in all, for `units`, each a `per`. `mode` tells apart ways to do it.
     pub(crate) fn new(name: &'static str, mode: &'static str, per: &'static str, units: u64, sum: &Sum<'_>) -> Self {
         let Sum { operation, instructions, windows, .. } = *sum;
-        Self { event: "cost", name, per, mode, units, instructions, operation: Some(operation), windows }
+        Self { event: "cost", name, per, mode, units, instructions, operation: Some(operation), minus: None, windows }
+    }
+
+    /// By how much more `sum` takes than `less`, both in as many windows; `None` if it takes less.
+    pub(crate) fn difference(
+        name: &'static str,
+        mode: &'static str,
+        per: &'static str,
+        units: u64,
+        [sum, less]: [&Sum<'_>; 2],
+    ) -> Option<Self> {
+        let instructions = sum.instructions.checked_sub(less.instructions)?;
+        let (operation, minus) = (Some(sum.operation), Some(less.operation));
+        Some(Self { event: "cost", name, per, mode, units, instructions, operation, minus, windows: 0 })
     }
 
     /// The same of so many `instructions`, whose windows hold more than that.
@@ -38,7 +53,7 @@ impl Cost {
         units: u64,
         instructions: u64,
     ) -> Self {
-        Self { event: "cost", name, per, mode, units, instructions, operation: None, windows: 0 }
+        Self { event: "cost", name, per, mode, units, instructions, operation: None, minus: None, windows: 0 }
     }
 
     /// Tells the host.
