@@ -47,6 +47,17 @@ pub(crate) struct Guarded {
     pub(crate) armed: bool,
     /// Whether the hardware may make an entry dirty that has no DBM any more, so that `dirty` does not know.
     pub(crate) stripped: Stripped,
+    /// All entries, if they are being removed together.
+    pub(crate) leaving: Option<Leaving>,
+}
+
+/// Who removes all entries of a table, none of which was claimed yet. Nobody else changes what he has marked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Leaving {
+    /// The CPU.
+    pub(crate) remover: u16,
+    /// Whether they were dirty: all of them or none.
+    pub(crate) dirty: bool,
 }
 
 /// What became of the DBM that was taken from a table's leaves.
@@ -62,7 +73,7 @@ pub(crate) enum Stripped {
 
 impl Guarded {
     const fn of(occupied: u16) -> Self {
-        Self { occupied, dirty: Groups::NONE, armed: false, stripped: Stripped::No }
+        Self { occupied, dirty: Groups::NONE, armed: false, stripped: Stripped::No, leaving: None }
     }
 }
 

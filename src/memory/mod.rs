@@ -12,7 +12,7 @@ mod reserve;
 mod spare;
 
 pub(crate) use groups::Groups;
-pub(crate) use meta::{Guarded, Place, Stripped};
+pub(crate) use meta::{Guarded, Leaving, Place, Stripped};
 pub use meta::{TableMeta, TableState, TreeId};
 pub use pool::{Pool, PoolRegion, PoolUse};
 pub(crate) use reserve::Reserve;

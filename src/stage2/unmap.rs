@@ -130,19 +130,23 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
             let remover = reader.cpu().0;
-            let marked = Cell::new(false);
+            let removing = |leaf: Descriptor| leaf.into_removing(remover);
+            let (marked, whole) = (Cell::new(false), Cell::new(None));
             let result = locked.change_runs(
                 first,
                 count,
-                |leaf| leaf.into_removing(remover),
-                |_| marked.set(true),
+                removing,
+                |alike| {
+                    marked.set(true);
+                    whole.set((alike.count == M::Granule::ENTRIES).then_some(alike.old.is_dirty()));
+                },
                 |locked, index| {
                     let ipa = ipa_of::<M::Granule>(part.start(), level, first, index);
                     let old = locked.read(index);
                     let cause = match locked.kind(index) {
                         Kind::Invalid | Kind::Table(_) | Kind::Marker(Marker::Detached) => return Ok(()),
                         Kind::Page(_) | Kind::Block(_) if covers::<M::Granule>(part, ipa, level) => {
-                            locked.replace_leaf(index, |leaf| leaf.into_removing(remover));
+                            locked.replace_leaf(index, removing);
                             marked.set(true);
                             return Ok(());
                         }
@@ -158,6 +162,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     Err((ipa, cause))
                 },
             );
+            if let Some(dirty) = whole.get() {
+                locked.note_leaving(remover, dirty);
+            }
             if marked.get() || result.is_err() {
                 gather.leaves(part, level);
             }
@@ -172,6 +179,15 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         self.for_each_locked(reader, range, |locked, part, first, count| {
             let level = locked.level();
             let (mut at, end) = (first, first + count);
+            if let Some(dirty) = locked.take_leaving(reader.cpu().0)
+                && count == M::Granule::ENTRIES
+                && !(dirty && self.log.is_active())
+            {
+                locked.clear_leaving();
+                unmapped.leaves += count as u64;
+                unmapped.dirty += if dirty { count as u64 } else { 0 };
+                at = end;
+            }
             while at < end {
                 let old = locked.read(at);
                 if old.remover() != Some(reader.cpu().0) {
@@ -208,6 +224,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let mut next = None;
             self.for_each_locked(reader, left, |locked, part, first, count| {
                 let level = locked.level();
+                locked.take_leaving(reader.cpu().0);
                 for (index, ipa) in entries::<M::Granule>(part.start(), level, first, count) {
                     let old = locked.read(index);
                     if old.remover() != Some(reader.cpu().0) {

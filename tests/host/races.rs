@@ -352,6 +352,24 @@ fn an_unmap_from_within_the_callback_of_another_hands_back_what_is_left_and_noth
 }
 
 #[test]
+fn what_is_being_handed_back_of_a_table_that_is_unmapped_whole_is_not_cleared_with_the_rest() {
+    let mmu = staged_machine(16);
+    let guest = on_stage(mmu, 64);
+    let reader = reader(mmu, 0);
+    map(guest, &reader, 0, TABLE);
+    let (mut handed_back, mut by_region) = (0, 0);
+    guest
+        .unmap_with(&reader, range(0, TABLE), |_| {
+            handed_back += 1;
+            let rest = guest.unmap(&reader, range(0, TABLE)).unwrap();
+            by_region += rest.peek().leaves;
+        })
+        .unwrap();
+    assert!(handed_back > 1 && by_region > 0);
+    assert_eq!(handed_back + by_region, 512, "each leaf once");
+}
+
+#[test]
 fn to_protect_more_than_another_cpu_has_protected_and_not_flushed_takes_all_of_the_vmid() {
     let mmu = staged_machine(16);
     let guest = on_stage(mmu, 64);

@@ -4,7 +4,7 @@ use super::FOLD;
 use crate::addr::Level;
 use crate::arch::Arch;
 use crate::descriptor::{Descriptor, LeafForm, needs_break};
-use crate::memory::{Groups, Stripped, TableMemory};
+use crate::memory::{Groups, Leaving, Stripped, TableMemory};
 use crate::sync::{Ordering, Word, load_owned};
 use crate::walk::Locked;
 
@@ -73,6 +73,30 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
             at = next;
         }
         Ok(())
+    }
+
+    /// Notes that all entries were marked as being removed by `remover`, and that all of them were dirty or none.
+    #[inline(always)]
+    pub(crate) fn note_leaving(&mut self, remover: u16, dirty: bool) {
+        self.guarded.leaving = Some(Leaving { remover, dirty });
+    }
+
+    /// Whether that is so, and they were dirty. From here on it is not known any more.
+    #[inline(always)]
+    pub(crate) fn take_leaving(&mut self, remover: u16) -> Option<bool> {
+        self.guarded.leaving.take().filter(|leaving| leaving.remover == remover).map(|leaving| leaving.dirty)
+    }
+
+    /// Clears all entries, which were marked as being removed and not claimed since: they need not be looked at.
+    pub(crate) fn clear_leaving(&mut self) {
+        let (folds, rest) = self.table.page.entries.as_chunks::<FOLD>();
+        let clear = |entry: &Word| {
+            debug_assert!(Descriptor::from_raw(load_owned(entry)).remover().is_some(), "cleared without a mark");
+            entry.store(Descriptor::NONE.raw(), Ordering::Relaxed);
+        };
+        folds.iter().for_each(|some| some.iter().for_each(clear));
+        rest.iter().for_each(clear);
+        self.guarded.occupied = 0;
     }
 
     /// Clears the entries from `first` on, `count` at most, that hold what the first holds but for its address, a marker; by eights. How
