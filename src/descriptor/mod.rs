@@ -232,6 +232,12 @@ impl Descriptor {
         }
     }
 
+    /// Whether it is a [`Marker::Removing`].
+    #[inline(always)]
+    pub(crate) const fn is_removing(self) -> bool {
+        matches!(self.marker(), Some(Marker::Removing))
+    }
+
     /// What a marker stands for, valid again; [`Self::NONE`] if it stands for nothing.
     #[inline(always)]
     pub const fn from_marker(self) -> Self {

@@ -95,6 +95,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             };
             let note = |old, new| restricted.set(restricted.get() || is_restricted(old, new));
             let stopped = locked.change_runs(
+                part,
                 first,
                 count,
                 &change,

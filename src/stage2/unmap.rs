@@ -133,6 +133,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let removing = |leaf: Descriptor| leaf.into_removing(remover);
             let (marked, whole) = (Cell::new(false), Cell::new(None));
             let result = locked.change_runs(
+                part,
                 first,
                 count,
                 removing,
@@ -181,6 +182,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             let (mut at, end) = (first, first + count);
             if let Some(dirty) = locked.take_leaving(reader.cpu().0)
                 && count == M::Granule::ENTRIES
+                && locked.nothing().is_none()
                 && !(dirty && self.log.is_active())
             {
                 locked.clear_leaving();
@@ -194,7 +196,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     at += 1;
                     continue;
                 }
-                // Of dirty pages the log is told one by one.
+                // Of dirty pages the log is told one by one; and of a frozen root none becomes a hole.
                 let alike = if old.is_dirty() && self.log.is_active() { 0 } else { locked.clear_alike(at, end - at) };
                 if alike == 0 {
                     self.finish(locked, at, ipa_of::<M::Granule>(part.start(), level, first, at), old);
@@ -295,7 +297,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         if old.is_dirty() {
             self.log.publish(ipa, M::Granule::shift(locked.level()), M::Granule::PAGE_SHIFT);
         }
-        locked.replace(index, Descriptor::NONE);
+        locked.replace(index, locked.nothing());
     }
 
     /// Tells the reclaimer of a table that is empty now. A root is never reclaimed.

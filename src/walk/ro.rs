@@ -164,8 +164,9 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
                 if self.tree.kind(value, ABOVE_LEAVES) == Kind::Reserved {
                     return Err(Corrupt { ipa: at, level: ABOVE_LEAVES });
                 }
-                // All that follow on it and are blocks.
-                while index < end && form.is_of(table.read(index)) {
+                // All that follow on it and are blocks, or being removed as it is.
+                let follows = |next: Descriptor| form.is_of(next) || (next.is_removing() && value.is_removing());
+                while index < end && follows(table.read(index)) {
                     index += 1;
                 }
                 let last = M::Granule::entry_last(begins(index - 1), ABOVE_LEAVES).min(left.last());

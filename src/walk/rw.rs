@@ -288,6 +288,11 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         self.level() == self.tree.geometry.start_level() && self.tree.frozen.load(Ordering::Acquire)
     }
 
+    /// What stands where nothing is mapped any more.
+    pub(crate) fn nothing(&self) -> Descriptor {
+        if self.is_frozen_root() { Descriptor::NONE.into_marker(Marker::Frozen) } else { Descriptor::NONE }
+    }
+
     /// Takes `child` out if the entry at `index` points to it and it is empty; both locks are held when the entry changes. A
     /// marker stands in its place until [`Self::finish_detach`], since another table must not follow before the flush.
     pub(crate) fn detach_empty(&mut self, index: usize, child: Pa) -> Result<UnlinkedTable, Kept> {
@@ -320,7 +325,6 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         if entry.marker() != Some(Marker::Detached) || entry.address() != child {
             return;
         }
-        let frozen = self.is_frozen_root();
-        self.replace(index, if frozen { Descriptor::NONE.into_marker(Marker::Frozen) } else { Descriptor::NONE });
+        self.replace(index, self.nothing());
     }
 }

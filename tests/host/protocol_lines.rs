@@ -194,6 +194,33 @@ fn a_freeze_leaves_the_place_of_a_table_on_its_way_out_to_the_reclaimer_and_a_fr
 }
 
 #[test]
+fn a_block_whose_unmap_ends_within_a_freeze_leaves_no_hole_in_the_frozen_root() {
+    const GIB: u64 = 1 << 30;
+    for one_by_one in [false, true] {
+        let (mmu, _) = cued();
+        let guest = Stage2::new(mmu, geometry(40), None).unwrap().with_largest_leaf(Level::L1);
+        let guest: &'static CuedGuest = Box::leak(Box::new(guest));
+        let reader = cpu(mmu, 0);
+        guest.map(&reader, range(0, 512 * GIB), Pa::new(0), RW, Content::New).unwrap();
+        let frozen = Rc::new(Cell::new(None));
+        let at_cue = frozen.clone();
+        let other = Rc::new(cpu(mmu, 1));
+        let freezer = other.clone();
+        cue(FIRST_BARRIER, move || at_cue.set(Some(guest.freeze(&freezer).unwrap())));
+        // One block, and all of a root table.
+        let bytes = if one_by_one { GIB } else { 512 * GIB };
+        if one_by_one {
+            guest.unmap_with(&reader, range(0, bytes), drop).unwrap();
+        } else {
+            let _ = guest.unmap(&reader, range(0, bytes)).unwrap();
+        }
+        assert!(is_retry(map_page(guest, &reader, 0)), "whatever could be mapped there would run");
+        assert!(frozen.take().unwrap().thaw(&other).is_ok());
+        map_page(guest, &reader, 0).unwrap();
+    }
+}
+
+#[test]
 fn the_end_of_a_detach_within_a_freeze_leaves_no_hole_in_the_frozen_root() {
     let (mmu, guest) = cued();
     let mut reader = cpu(mmu, 0);

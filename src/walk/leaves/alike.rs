@@ -1,9 +1,10 @@
 //! Runs of entries that are alike in all but their address: what becomes of them is found out for the first, and stored to all.
 
 use super::FOLD;
-use crate::addr::Level;
+use crate::addr::IpaRange;
 use crate::arch::Arch;
 use crate::descriptor::{Descriptor, LeafForm, needs_break};
+use crate::geometry::granule::Granule;
 use crate::memory::{Groups, Leaving, Stripped, TableMemory};
 use crate::sync::{Ordering, Word, load_owned};
 use crate::walk::Locked;
@@ -48,11 +49,12 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         (count != 0).then_some(Changed { count, old, new })
     }
 
-    /// Goes along the `count` entries from `first` on, those of pages by runs: calls `alike` with each run that `change` was applied to, and
-    /// `other` with the index of every other entry.
+    /// Goes along the `count` entries from `first` on, over `part`: calls `alike` with each run that `change` was applied to, and `other` with
+    /// the index of every other entry. Where `part` cuts an entry there are no runs.
     #[inline(always)]
     pub(crate) fn change_runs<E>(
         &mut self,
+        part: IpaRange,
         first: usize,
         count: usize,
         change: impl Fn(Descriptor) -> Descriptor,
@@ -60,10 +62,10 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         mut other: impl FnMut(&mut Self, usize) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut at, end) = (first, first + count);
+        let bytes = M::Granule::entry_size(self.level());
+        let is_whole = (part.start().raw() | part.last().raw().wrapping_add(1)) & (bytes - 1) == 0;
         while at < end {
-            if self.level() == Level::LEAF
-                && let Some(changed) = self.change_alike(at, end - at, &change)
-            {
+            if is_whole && let Some(changed) = self.change_alike(at, end - at, &change) {
                 alike(changed);
                 at += changed.count;
                 continue;
