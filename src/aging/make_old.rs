@@ -24,8 +24,8 @@ pub enum Flush {
     /// all entries of the guest that are cached by virtual address, whatever the range.
     #[default]
     Now,
-    /// They stay, until they are replaced or something else takes them: a page that is accessed through one looks old. As Linux has it
-    /// on Arm: right in the long run, and for pages that are cold enough.
+    /// They stay, until they are replaced or something else takes them: a page that is accessed through one looks old. As Linux's
+    /// multi-gen LRU has it: right for pages that are cold for long enough.
     Later,
 }
 
