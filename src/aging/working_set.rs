@@ -3,8 +3,8 @@
 //!
 //! A *pass* makes everything old once, and ends an interval: what was young then has age 0, and everything else is one interval older
 //! than before. It is taken in pieces that the caller bounds. What is made old in all pieces but the last stays in the TLBs; the last one
-//! flushes. So a pass is one flush, and the boundary between two intervals is anywhere within it: an access meanwhile may count to either,
-//! if to the one that ends, then the page was young there.
+//! flushes. So a pass is one flush, and the boundary between two intervals is somewhere within it: an access meanwhile is of the one that
+//! ends, in which its page was young then, or of the one that begins.
 
 use super::{AgingError, Flush, MadeOld, scan::blocks};
 use crate::addr::{Ipa, IpaRange, Level};

@@ -178,7 +178,7 @@ fn ages_one_by_one<A: Arch, M: TableMemory>(
             Some(Kind::Marker(Marker::Breaking | Marker::Frozen)) => {
                 entry.is_leaf(level) && !entry.from_marker().is_none()
             }
-            // What is being removed has no access flag any more.
+            // Where the access flag was there is another bit now in what is being removed.
             Some(_) => false,
         };
         let of_one = Ages {

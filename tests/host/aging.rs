@@ -13,7 +13,7 @@ use stage2::fault::Outcome;
 use stage2::geometry::{Features, Geometry, GeometryOptions, HardwareUpdate, IdRegisters};
 use stage2::model::{Event, ModelArch};
 use stage2::quiescence::Reader;
-use stage2::stage2::{Mapping, Stage2};
+use stage2::stage2::{Mapping, Removed, Stage2};
 
 use crate::features::RICH;
 use crate::support::*;
@@ -248,7 +248,7 @@ fn a_flush_that_comes_for_what_was_left_is_waited_for_or_repeated() {
 }
 
 #[test]
-fn what_is_being_removed_is_neither_young_nor_made_old() {
+fn what_is_being_removed_is_neither_young_nor_made_old_and_its_flag_is_handed_over() {
     let scene = Scene::of_pages(HardwareUpdate::None);
     let guest = scene.guest;
     cue(FIRST_BARRIER, move || {
@@ -260,7 +260,11 @@ fn what_is_being_removed_is_neither_young_nor_made_old() {
         assert_eq!(guest.make_old(&other, range(0, 16 * PAGE), u32::MAX, Flush::Later).unwrap().young, 8);
     });
     assert_eq!(unmap(guest, &scene.reader, 0, 8 * PAGE).leaves, 8);
-    assert_eq!(scene.young(), (16..PAGES).collect::<Vec<_>>());
+    let mut accessed = Vec::new();
+    let hand_back = |removed: Removed<'_>| accessed.push(removed.accessed);
+    guest.unmap_with(&scene.reader, range(15 * PAGE, 2 * PAGE), hand_back).unwrap();
+    assert_eq!(accessed, [false, true], "who takes it is told");
+    assert_eq!(scene.young(), (17..PAGES).collect::<Vec<_>>());
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use loom::sync::atomic::Ordering;
 use stage2::Reader;
 use stage2::aging::Flush;
-use stage2::arch::Arch;
 use stage2::dirty::{Initial, Tracking};
 
 use crate::scene::{explore, frame, page, pages};
