@@ -166,7 +166,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
 
     /// Flushes like [`Self::flush`], for a caller who relies on what others have done and may not have flushed yet.
     pub(crate) fn flush_with_others(mut self) -> Flushed {
-        if self.open.has_company() {
+        if self.has_company() {
             self.everything();
         }
         self.flush()

@@ -248,6 +248,23 @@ fn a_flush_that_comes_for_what_was_left_is_waited_for_or_repeated() {
 }
 
 #[test]
+fn an_access_while_pages_are_being_made_old_is_noted_and_the_flush_waits_for_no_fault() {
+    let scene = Scene::of_pages(HardwareUpdate::None);
+    let guest = scene.guest;
+    cue(FIRST_BARRIER, move || {
+        // It has just been made old, and TLBs may have it.
+        let other = reader(guest.mmu(), 1);
+        let loaded = guest.load(&other).unwrap();
+        let fault = data_abort(3 * PAGE, code::ACCESS_FLAG);
+        assert_eq!(resolve(&loaded, &other, &Memory::at(0, RW), fault), Outcome::Resumed);
+        let mut young = [0; PAGES as usize / 64];
+        assert_eq!(guest.scan_accessed(&other, range(0, BYTES), &mut young), Ok(1));
+    });
+    assert_eq!(scene.make_old(0, BYTES), PAGES);
+    assert_eq!(scene.young(), [3]);
+}
+
+#[test]
 fn what_is_being_removed_is_neither_young_nor_made_old_and_its_flag_is_handed_over() {
     let scene = Scene::of_pages(HardwareUpdate::None);
     let guest = scene.guest;
