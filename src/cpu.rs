@@ -139,6 +139,8 @@ counters! {
     blocks_split,
     /// Tables that became blocks.
     blocks_collapsed,
+    /// Pages that were young and were made old.
+    pages_made_old,
     /// Tables linked into a tree.
     tables_linked,
     /// Tables taken out of a tree.

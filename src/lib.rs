@@ -22,7 +22,7 @@
 //! # Modules
 //!
 //! Dependencies point one way: [`addr`], [`geometry`], `sync` → [`descriptor`] → [`quiescence`] → [`memory`], [`arch`] → [`mmu`] →
-//! walk → tlb → [`stage2`](mod@stage2) → [`fault`], [`dirty`], [`reclaim`].
+//! walk → tlb → [`stage2`](mod@stage2) → [`fault`], [`dirty`], [`aging`], [`reclaim`].
 //!
 //! # Features
 //! - `defmt`: `defmt::Format` for every public type that is a value. Shared state ([`Stage2`], [`Mmu`], `CpuSlot`, table memory
@@ -37,6 +37,7 @@ extern crate std;
 compile_error!("under cfg(shuttle) the words are watched: build with the feature `model`");
 
 pub mod addr;
+pub mod aging;
 pub mod arch;
 mod changes;
 pub mod cpu;

@@ -156,9 +156,17 @@ impl<'r, 'h, A: Arch, M: TableMemory> Gather<'r, 'h, A, M> {
         Flushed(())
     }
 
+    /// Leaves in the TLBs what was collected: for access flags alone, which nobody but aging relies on.
+    pub(crate) fn leave(self) {}
+
+    /// Whether others have something open, or had until now, that the caller may have come upon.
+    pub(crate) fn has_company(&self) -> bool {
+        self.open.has_company()
+    }
+
     /// Flushes like [`Self::flush`], for a caller who relies on what others have done and may not have flushed yet.
     pub(crate) fn flush_with_others(mut self) -> Flushed {
-        if self.open.has_company() {
+        if self.has_company() {
             self.everything();
         }
         self.flush()

@@ -34,6 +34,22 @@ impl Folded {
         self.any & DBM != 0
     }
 
+    /// Whether all are accessed, or none is; `None` if it is some.
+    #[inline(always)]
+    pub(crate) const fn accessed(self) -> Option<bool> {
+        match (self.all & AF != 0, self.any & AF != 0) {
+            (true, _) => Some(true),
+            (_, false) => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is mapped and nothing kept in any.
+    #[inline(always)]
+    pub(crate) const fn is_nothing(self) -> bool {
+        self.any == 0
+    }
+
     /// The block that these leaves make, the first of which is `first`: accessed if any is, and dirty if any is. The hardware does not
     /// note stores to it. `None` if the write permission of one was taken for now: a block could not tell.
     pub(crate) fn whole(self, first: Descriptor) -> Option<Descriptor> {

@@ -18,8 +18,8 @@
 //! | 58:56 | 0 | why: [`Marker`] |
 //! | 63 | software: dirty without write permission | kept |
 //!
-//! A [`Marker::Removing`] never becomes valid again: it keeps the output address, the memory type and the dirty state alone, and
-//! bits 11:8, 55:48 and 62:59 say which CPU removes it.
+//! A [`Marker::Removing`] never becomes valid again: it keeps the output address, the memory type, the dirty state and, in bit 6, the access
+//! flag, and bits 11:8, 55:48 and 62:59 say which CPU removes it.
 //!
 //! # Dirty
 //! Write permission, S2AP\[1\], *is* dirty, always, logging or not. A writable page is *writable-dirty* (bit 7 set) or
@@ -51,6 +51,8 @@ const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 const DBM: u64 = 1 << 51;
 const CONTIGUOUS: u64 = 1 << 52;
 const XN_SHIFT: u32 = 53;
+/// The access flag of what is being removed.
+const REMOVED_AF: u64 = 1 << 6;
 const SOFT_WRITABLE: u64 = 1 << 55;
 const SOFT_DIRTY: u64 = 1 << 63;
 const MARKER_SHIFT: u32 = 56;
@@ -213,12 +215,19 @@ impl Descriptor {
         Self(self.0 & !(VALID | MARKER) | (why as u64) << MARKER_SHIFT)
     }
 
-    /// The frame, its memory type and the dirty state, being removed by the CPU numbered `remover`.
+    /// The frame, its memory type, dirty state and access flag, being removed by the CPU numbered `remover`.
     #[inline(always)]
     pub const fn into_removing(self, remover: u16) -> Self {
         let cpu = remover as u64;
         let remover = (cpu & 0xff) << 48 | (cpu >> 8 & 0xf) << 59 | (cpu >> 12) << 8;
-        Self(self.0 & (ADDRESS | MEM_ATTR | S2AP_WRITE | SOFT_DIRTY) | remover).into_marker(Marker::Removing)
+        let accessed = if self.is_accessed() { REMOVED_AF } else { 0 };
+        Self(self.0 & (ADDRESS | MEM_ATTR | S2AP_WRITE | SOFT_DIRTY) | accessed | remover).into_marker(Marker::Removing)
+    }
+
+    /// Of what is being removed, or handed back: whether an access had gone through it.
+    #[inline(always)]
+    pub const fn was_accessed(self) -> bool {
+        self.0 & REMOVED_AF != 0
     }
 
     /// The number of the CPU that removes it, if it is a [`Marker::Removing`].
@@ -455,17 +464,18 @@ mod tests {
         }
 
         #[test]
-        fn what_is_being_removed_keeps_its_frame_and_dirty_state_and_knows_its_remover(
-            page in 0u64..1 << 36, write: bool, dirty: bool, remover: u16,
+        fn what_is_being_removed_keeps_its_frame_dirty_state_and_access_flag_and_knows_its_remover(
+            page in 0u64..1 << 36, write: bool, dirty: bool, accessed: bool, remover: u16,
         ) {
             let attributes = Attributes::normal(if write { Permissions::RWX } else { Permissions::RX });
             let leaf = Format::default().leaf(Level::L3, Pa::new(page << 12), attributes, dirty);
-            let removing = leaf.into_removing(remover);
+            let removing = (if accessed { leaf } else { leaf.with_old() }).into_removing(remover);
             prop_assert_eq!(removing.kind(Level::L3), Kind::Marker(Marker::Removing));
             prop_assert_eq!(removing.remover(), Some(remover));
             for marker in [removing, removing.into_marker(Marker::Claimed)] {
                 prop_assert_eq!(marker.address(), leaf.address());
                 prop_assert_eq!(marker.is_dirty(), dirty);
+                prop_assert_eq!(marker.was_accessed(), accessed);
                 prop_assert_eq!(marker.mem_attr(), leaf.mem_attr());
             }
             prop_assert_eq!(removing.into_marker(Marker::Claimed).remover(), None);

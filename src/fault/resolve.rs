@@ -269,8 +269,13 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     if need.write { accessed.with_dirty() } else { accessed }
                 });
                 drop(locked);
-                // The stricter entry may be in this CPU's TLB; others find out by a spurious fault.
-                relax_local(&self.tree, reader, need.ipa);
+                if need.permission {
+                    // The stricter entry may be in this CPU's TLB; others find out by a spurious fault.
+                    relax_local(&self.tree, reader, need.ipa);
+                } else {
+                    // Without the access flag it is in no TLB.
+                    self.tree.mmu.arch.dsb(Dsb::Ishst);
+                }
                 Ok(Outcome::Resumed)
             }
             Verdict::Passes => {

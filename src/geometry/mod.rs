@@ -261,11 +261,16 @@ impl Geometry<GranuleTiny> {
     /// A tree of `levels` levels of two-entry tables under `1 << root_order` root tables, for model checkers; `None`
     /// unless there are 1 to 4 levels and up to 16 root tables.
     pub fn tiny(levels: u32, root_order: u32) -> Option<Self> {
+        Self::tiny_with(levels, root_order, HardwareUpdate::None)
+    }
+
+    /// The same, with the hardware updating `hardware_update` by itself.
+    pub fn tiny_with(levels: u32, root_order: u32, hardware_update: HardwareUpdate) -> Option<Self> {
         if !(1..=4).contains(&levels) || root_order > MAX_ROOT_ORDER {
             return None;
         }
         let ipa_bits = GranuleTiny::PAGE_SHIFT + levels * GranuleTiny::INDEX_BITS + root_order;
-        Some(Self::with_levels(ipa_bits as u8, levels, PaRange::Bits32, true, HardwareUpdate::None))
+        Some(Self::with_levels(ipa_bits as u8, levels, PaRange::Bits32, true, hardware_update))
     }
 }
 

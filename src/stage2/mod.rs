@@ -24,6 +24,7 @@ pub use unmap::{Removed, UnmapError, Unmapped};
 pub(crate) use unmap::{covers, entries};
 
 use crate::addr::{IpaRange, Level};
+use crate::aging::AgingState;
 use crate::arch::Arch;
 use crate::descriptor::Format;
 use crate::dirty::{LogState, Tracking};
@@ -38,6 +39,7 @@ use crate::walk::{ReadOnly, ReadWrite};
 pub struct Stage2<'h, A: Arch, M: TableMemory> {
     pub(crate) tree: Tree<'h, A, M>,
     pub(crate) log: LogState<'h>,
+    pub(crate) aging: AgingState,
     pub(crate) reclaim: ReclaimState<'h>,
     /// No leaf is larger than those of this level.
     pub(crate) largest_leaf: Level,

@@ -14,6 +14,7 @@ use core::fmt;
 
 use super::{Rejoining, Stage2};
 use crate::addr::{Ipa, Level, Pa};
+use crate::aging::AgingState;
 use crate::arch::Arch;
 use crate::changes::Changes;
 use crate::cpu::CpuIndex;
@@ -174,6 +175,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         Ok(Self {
             tree,
             log: LogState::new(log, M::Granule::PAGE_SHIFT),
+            aging: AgingState::new(),
             reclaim: ReclaimState::new(),
             largest_leaf: Level::LEAF,
             reserve: Reserve::new(),

@@ -1,7 +1,7 @@
 //! Unmap: mark, flush, settle.
 //!
-//! 1. *Mark.* Each leaf of the range becomes a [`Marker::Removing`], under its table's lock. It keeps the frame's address and the
-//!    dirty state, so a concurrent scan reads the truth and a concurrent fault waits; a new mapping cannot take the
+//! 1. *Mark.* Each leaf of the range becomes a [`Marker::Removing`], under its table's lock. It keeps the frame's address, the access flag
+//!    and the dirty state, so a concurrent scan reads the truth and a concurrent fault waits; a new mapping cannot take the
 //!    place of one that TLBs still hold (break-before-make).
 //! 2. *Flush.* One for the whole range.
 //! 3. *Settle.* Markers become none. Where frames are handed back one by one, a batch of markers is first *claimed*, so that each
@@ -59,6 +59,8 @@ pub struct Removed<'q> {
     /// Whether it was written since it was last cleaned. A page that is clean since a rearm may be dropped only once that harvest
     /// was copied.
     pub dirty: bool,
+    /// Whether it was accessed since it was last made old: then it was not as cold as it looked.
+    pub accessed: bool,
     /// The frame. Readers such as a harvester that copies may still look at it, so it can be had for reuse only
     /// after a grace period.
     pub frame: Quiescing<'q, Pa>,
@@ -273,7 +275,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
         for &(ipa, level, old) in claimed {
             let frame = mmu.quiescence.retire_in(old.address(), period);
-            release(Removed { ipa, level, dirty: old.is_dirty(), frame });
+            release(Removed { ipa, level, dirty: old.is_dirty(), accessed: old.was_accessed(), frame });
         }
     }
 

@@ -3,7 +3,7 @@
 //! | | [`ReadOnly`] | [`ReadWrite`] |
 //! |---|---|---|
 //! | Linux | `pte_offset_map_ro_nolock()` | `pte_offset_map_rw_nolock()` |
-//! | for | dirty-log scans, queries, a fault's recheck | faults, map, unmap, protect, rearm, detach |
+//! | for | scans, queries, a fault's recheck | faults, map, unmap, protect, rearm, aging, detach |
 //! | takes | nothing | the lock of one table |
 //! | stores | nothing | descriptors of that table |
 //! | may see | a table that was just detached | only a table that is still the one it found |
@@ -20,11 +20,13 @@ mod rw;
 #[cfg(all(test, feature = "model", not(loom), not(shuttle)))]
 mod tests;
 mod tree;
+mod young;
 
 pub(crate) use leaves::{Cleaned, Cleaning, Reserved, publish_clean};
 pub(crate) use ro::{ReadOnly, Visit};
 pub(crate) use rw::{Kept, Locked, ReadWrite, UnlinkedTable};
 pub(crate) use tree::{Table, Tree};
+pub(crate) use young::Ages;
 
 use crate::addr::{Ipa, Level};
 use crate::arch::Arch;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use crate::addr::{Ipa, IpaRange, Level, Pa};
+use crate::aging::Flush;
 use crate::cpu::{CpuIndex, CpuSlot};
 use crate::descriptor::{Attributes, Descriptor, Permissions};
 use crate::dirty::{Content, DirtyBitmap, Initial, Tracking};
@@ -118,4 +119,12 @@ fn a_page_that_is_write_protected_just_when_the_hardware_stores_stays_dirty() {
 #[test]
 fn a_page_that_loses_its_permission_just_when_the_hardware_stores_stays_dirty() {
     assert_keeps_what_the_hardware_stores(|guest, reader| guest.protect(reader, page(), Permissions::R).unwrap());
+}
+
+#[test]
+fn a_page_that_is_made_old_just_when_the_hardware_stores_stays_dirty() {
+    assert_keeps_what_the_hardware_stores(|guest, reader| {
+        let made_old = guest.make_old(reader, page(), 1, Flush::Now).unwrap();
+        assert_eq!(made_old.young, 1);
+    });
 }

@@ -1,5 +1,6 @@
 //! The library on a host, against the modelled machine: one module a subject, one program to link.
 
+mod aging;
 mod caches;
 mod corrupt;
 mod corrupt_random;
@@ -29,3 +30,4 @@ mod threads;
 mod tracking;
 mod vmid;
 mod watched;
+mod working_set;

@@ -31,6 +31,9 @@
 //! | rearm, quiesce | a page is copied before its frame is used again | `sections::a_page_that_is_rearmed_...` |
 //! | reclaim, reclaim | one takes the table, one gives it back | `tables::of_two_reclaims_...` |
 //! | reclaim, quiesce | a grace period outlasts every section there was | `loom_protocol::a_reader_that_comes_back_online_...` |
+//! | make old, make old | after either each access is noted, whether the other flushes or not | [`aging`]`::after_each_of_two_...`, `what_another_leaves_...` |
+//! | protect, access by hardware | the page is young | `aging::a_flag_that_the_hardware_sets_...` |
+//! | make old, store by hardware | the page is dirty, and young if it was stored to later | `aging::a_store_that_the_hardware_notes_...` |
 //! | quiesce, quiesce | and those of two readers | `loom_protocol::a_grace_period_outlasts_...` |
 //! | scan, scan; scan, rearm; rearm, rearm | there is one harvester, and it does one thing at a time: `scan` and `rearm` take `&mut DirtyLog` | `compile-fail/two_harvesters.rs` |
 //!
@@ -69,6 +72,7 @@ mod harvest;
 #[path = "../support/loom.rs"]
 mod scene;
 
+mod aging;
 mod dirty;
 mod mappings;
 mod sections;

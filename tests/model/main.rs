@@ -1,6 +1,7 @@
 //! The library on the modelled MMU: machines whose TLBs hold whatever the architecture lets them hold. What must never
 //! happen ends a test, with the trail of events that led to it.
 
+mod aging;
 mod blocks;
 mod caches;
 mod churn;

@@ -5,17 +5,14 @@
 //! a walk, cache maintenance needs what a load needs or, to invalidate, what a store does, and their syndromes say so.
 
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::Ordering;
 
 use stage2::addr::{Ipa, Level, Pa};
-use stage2::arch::{Arch, Dsb, Scope, Tlbi};
+use stage2::aging::Flush;
 use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, Initial, Tracking};
 use stage2::fault::{Backing, Outcome, Page, Region, Syndrome, Unavailable};
-use stage2::geometry::{Features, Granule4K, HardwareUpdate};
-use stage2::memory::TableMemory;
-use stage2::model::checker::{Options, Shape};
-use stage2::model::{Access, ModelMmu};
+use stage2::geometry::{Features, HardwareUpdate};
+use stage2::model::Access;
 
 use crate::dirty_log_scenario::ways;
 use crate::support::*;
@@ -115,40 +112,10 @@ impl Backing for Place {
     fn unused(&self, _: Ipa, _: Page) {}
 }
 
-/// Clears the access flag of the page's entry and invalidates, as a hypervisor does that looks for pages in use.
-fn make_old(scene: &Scene, here: &Running<'_>) {
-    const AF: u64 = 1 << 10;
-    const FLAGS: u64 = 0xfff | 0xffff << 48;
-    let (arch, memory) = (scene.mmu.arch(), scene.mmu.memory());
-    let entries = (0..64).filter_map(|nth| {
-        // SAFETY: a modelled guest has no memory to lose.
-        Some(unsafe { memory.table(Pa::new((16 + nth) * PAGE)) }?.entries)
-    });
-    let mine = |raw: u64| raw & 1 == 1 && raw & !FLAGS == FRAME + AT * PAGE;
-    let found: Vec<_> =
-        entries.map(|entries| &entries[AT as usize]).filter(|entry| mine(entry.load(Ordering::Relaxed))).collect();
-    assert_eq!(found.len(), 1);
-    found[0].fetch_and(!AF, Ordering::Relaxed);
-    arch.dsb(Dsb::Ishst);
-    arch.tlbi(Tlbi::Vmalls12e1 { scope: Scope::InnerShareable });
-    arch.dsb(Dsb::Ish);
-    arch.isb();
-    assert!(!scene.guest.query(&here.reader, Ipa::new(AT * PAGE)).unwrap().unwrap().accessed);
-}
-
-/// A machine; where the test itself stores to a table, one that does not ask for its lock.
-fn model(there: There) -> ModelMmu {
-    let shape = Shape { page_shift: 12, index_bits: 9 };
-    let options = Options { shape, cpus: 4, locks: there != Old, shared_frames: None };
-    ModelMmu::with_options(options, 7, true)
-}
-
 /// What comes of `act` where `there` is.
 fn end_of(act: Act, there: There, features: Features, tracking: Tracking) -> End {
     let largest = if there == Block { Level::L2 } else { Level::L3 };
-    let scene = Scene::on_model(model(there), features, |mmu| {
-        guest::<Granule4K>(mmu, features, LOGGED).with_largest_leaf(largest)
-    });
+    let scene = Scene::with_largest_leaf(features, 7, largest);
     let permissions = if there == ReadOnly { Permissions::RX } else { Permissions::RWX };
     let place = Place { permissions, given: Cell::new(0) };
     scene.on(0, |here| {
@@ -159,7 +126,8 @@ fn end_of(act: Act, there: There, features: Features, tracking: Tracking) -> End
         }
         let mut log = scene.guest.start_logging_with(&here.reader, Initial::Clean, tracking).unwrap();
         if there == Old {
-            make_old(&scene, here);
+            let page = range(AT * PAGE, PAGE);
+            assert_eq!(scene.guest.make_old(&here.reader, page, u32::MAX, Flush::Now).unwrap().young, 1);
         }
         let (faults, passes) = scene.on(1, |there| faults_of(&scene, there, &place, act));
         let mut bitmap = [0; LOGGED as usize / 64];

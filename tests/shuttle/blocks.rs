@@ -8,7 +8,7 @@ use crate::harvests::{harvested, moves};
 use crate::scene::*;
 
 /// Splits and joins, as CPU `cpu`.
-fn reshapes(scene: &Scene<'_, '_>, cpu: u16) {
+pub(crate) fn reshapes(scene: &Scene<'_, '_>, cpu: u16) {
     let (_seat, mut reader) = scene.sit(cpu);
     for _ in 0..3 {
         // What is being changed by others is left to them.

@@ -4,16 +4,27 @@ use std::cell::RefCell;
 
 use shuttle::thread;
 use stage2::addr::Level;
-use stage2::dirty::Initial;
+use stage2::dirty::{Initial, Tracking};
+use stage2::geometry::HardwareUpdate;
 
 use crate::scene::*;
 
 /// A harvester, on CPU 0, next to what the others do; at the end the replica is what the guest has.
 pub(crate) fn harvested(largest: Level, others: impl Fn(&Scene<'_, '_>, u16) + Send + Sync) {
-    with_guest_of(largest, |scene| {
+    harvested_with(largest, HardwareUpdate::None, Tracking::WriteProtect, others);
+}
+
+/// The same, where the hardware updates leaves, and stores are tracked like this.
+pub(crate) fn harvested_with(
+    largest: Level,
+    updates: HardwareUpdate,
+    tracking: Tracking,
+    others: impl Fn(&Scene<'_, '_>, u16) + Send + Sync,
+) {
+    with_updated_guest(largest, updates, |scene| {
         let mut replica = [0; PAGES as usize];
         let (_seat, mut reader) = scene.sit(0);
-        let mut log = scene.guest.start_logging(&reader, Initial::Clean).unwrap();
+        let mut log = scene.guest.start_logging_with(&reader, Initial::Clean, tracking).unwrap();
         thread::scope(|threads| {
             let others = &others;
             for cpu in 1..CPUS as u16 {

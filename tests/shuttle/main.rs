@@ -8,6 +8,7 @@
 //! `STAGE2_SCHEDULES` is how many schedules each test tries; the long form is `cargo xtask soak`.
 #![cfg(shuttle)]
 
+mod aging;
 mod blocks;
 #[path = "../support/features.rs"]
 mod features;

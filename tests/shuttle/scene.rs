@@ -14,7 +14,7 @@ use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, DirtyBitmap, DirtyLog, Word};
 use stage2::error::{ChangeCause, RangeError};
 use stage2::fault::{Backing, Outcome, Page, Region, Unavailable};
-use stage2::geometry::{Features, Geometry, GranuleTiny};
+use stage2::geometry::{Features, Geometry, GranuleTiny, HardwareUpdate, IdRegisters};
 use stage2::model::{ModelMemory, ModelMmu, Seat, Through};
 use stage2::quiescence::{Quiescing, Reader};
 use stage2::stage2::{Loaded, Stage2};
@@ -52,9 +52,9 @@ pub(crate) fn explore(body: impl Fn() + Send + Sync + Copy + 'static) {
     println!("{} schedules", 2 * schedules);
 }
 
-/// CPUs with everything the library makes use of; 8-bit VMIDs, of which there are three here, if `narrow`.
+/// CPUs with everything the library makes use of, hardware updates too; 8-bit VMIDs, of which there are three here, if `narrow`.
 pub(crate) fn features(narrow: bool) -> Features {
-    let features = Features::from_id_registers(&RICH);
+    let features = Features::from_id_registers(&IdRegisters { id_aa64mmfr1_el1: RICH.id_aa64mmfr1_el1 | 2, ..RICH });
     if narrow { features.without_vmid16() } else { features }
 }
 
@@ -75,10 +75,17 @@ pub(crate) fn with_guest(body: impl FnOnce(&Scene<'_, '_>)) {
 
 /// The same, with leaves up to those of this level.
 pub(crate) fn with_guest_of(largest: Level, body: impl FnOnce(&Scene<'_, '_>)) {
+    with_updated_guest(largest, HardwareUpdate::None, body);
+}
+
+/// The same, whose leaves the hardware updates.
+pub(crate) fn with_updated_guest(largest: Level, updates: HardwareUpdate, body: impl FnOnce(&Scene<'_, '_>)) {
     with_machine(false, TABLES, |model, mmu| {
         let log = [Word::new(0)];
         let log = DirtyBitmap { base: Ipa::new(0), words: &log };
-        let guest = Stage2::new(mmu, Geometry::tiny(2, 0).unwrap(), Some(log)).unwrap().with_largest_leaf(largest);
+        let guest = Stage2::new(mmu, Geometry::tiny_with(2, 0, updates).unwrap(), Some(log))
+            .unwrap()
+            .with_largest_leaf(largest);
         let scene = Scene { model, mmu, guest: &guest, book: Book::default() };
         body(&scene);
         // Only what the scene itself borrows is left.
@@ -102,6 +109,8 @@ pub(crate) struct Book {
     frames: Mutex<BTreeMap<u64, Pa>>,
     used: Mutex<u64>,
     last: Mutex<[u64; PAGES as usize]>,
+    /// How often each page was accessed; written in the same step.
+    accessed: Mutex<[u64; PAGES as usize]>,
     /// What the backing says from now on is that memory is read-only.
     pub(crate) read_only: AtomicBool,
     /// No store passes any more.
@@ -132,6 +141,12 @@ impl Book {
 
     pub(crate) fn last(&self, page: u64) -> u64 {
         self.last.lock().unwrap()[page as usize]
+    }
+
+    /// How often each page was accessed until now.
+    pub(crate) fn accessed(&self) -> [u64; PAGES as usize] {
+        let _step = self.last.lock().unwrap();
+        *self.accessed.lock().unwrap()
     }
 }
 
@@ -222,6 +237,7 @@ impl<'h> Scene<'_, 'h> {
             self.model.store(self.mmu.memory(), page * PAGE, value, Through::Caches)?;
             assert!(!closed, "no store passes any more");
             last[page as usize] = value;
+            self.book.accessed.lock().unwrap()[page as usize] += 1;
             Ok(())
         });
     }
@@ -231,6 +247,7 @@ impl<'h> Scene<'_, 'h> {
             let last = self.book.last.lock().unwrap();
             let value = self.model.load(self.mmu.memory(), page * PAGE, Through::Caches)?;
             assert_eq!(value, last[page as usize], "the guest reads what was stored last");
+            self.book.accessed.lock().unwrap()[page as usize] += 1;
             Ok(())
         });
     }

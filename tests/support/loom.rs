@@ -21,7 +21,7 @@ use stage2::arch::Arch;
 use stage2::cpu::{CpuIndex, CpuSlot};
 use stage2::descriptor::{Attributes, Permissions};
 use stage2::dirty::{Content, DirtyBitmap, Word};
-use stage2::geometry::{Features, Geometry, GranuleTiny, IdRegisters};
+use stage2::geometry::{Features, Geometry, GranuleTiny, HardwareUpdate, IdRegisters};
 use stage2::model::ModelMemory;
 use stage2::stage2::MapError;
 use stage2::{Ipa, IpaRange, Mmu, Pa, Reader, Stage2};
@@ -48,11 +48,18 @@ pub(crate) struct Setting {
     pub(crate) guests: usize,
     /// Table pages that a test leaves in use, since it has shown that they must be.
     pub(crate) kept: usize,
+    /// What the CPUs update of leaves by themselves.
+    pub(crate) updates: HardwareUpdate,
 }
 
 impl Setting {
     pub(crate) const fn new(preemptions: usize, cpus: usize) -> Self {
-        Self { preemptions, cpus, tables: 3, guests: 1, kept: 0 }
+        Self { preemptions, cpus, tables: 3, guests: 1, kept: 0, updates: HardwareUpdate::None }
+    }
+
+    /// With CPUs that update access flags and dirty state.
+    pub(crate) const fn updating(self) -> Self {
+        Self { updates: HardwareUpdate::AccessFlagAndDirty, ..self }
     }
 }
 
@@ -77,7 +84,8 @@ pub(crate) fn explore<A: Arch + Default + Sync + 'static>(
         let cpus: &'static mut [CpuSlot] = Box::leak((0..setting.cpus).map(|_| CpuSlot::new()).collect());
         let cpus: *mut [CpuSlot] = cpus;
         let log = Box::into_raw(Box::new([Word::new(0)]));
-        let features = Features::from_id_registers(&IdRegisters::default());
+        let id_aa64mmfr1_el1 = setting.updates as u64;
+        let features = Features::from_id_registers(&IdRegisters { id_aa64mmfr1_el1, ..IdRegisters::default() });
         // SAFETY: just made; freed below, after the last use.
         let slots: &'static [CpuSlot] = unsafe { &*cpus };
         let mmu = Box::into_raw(Box::new(Mmu::new(A::default(), Memory::new(setting.tables), features, slots)));
@@ -88,7 +96,7 @@ pub(crate) fn explore<A: Arch + Default + Sync + 'static>(
         let guests: Vec<*mut Guest<A>> = (0..setting.guests)
             .map(|_| {
                 let log = DirtyBitmap { base: Ipa::new(0), words };
-                let geometry = Geometry::tiny(2, 0).expect("two levels are a geometry");
+                let geometry = Geometry::tiny_with(2, 0, setting.updates).expect("two levels are a geometry");
                 Box::into_raw(Box::new(Stage2::new(machine, geometry, Some(log)).expect("there is a root")))
             })
             .collect();

@@ -4,6 +4,9 @@
 //! old entry any more. So they and the invalidations take turns by a lock. The CPUs that run guests share one TLB, with
 //! stage-2 entries for pages and for tables (what stage 1 combines them to is not modelled); caches there are none.
 //!
+//! Where the guest's VTCR_EL2 asks for it the hardware sets access flags and, with DBM, dirty state, in one atomic step of the walk; an entry
+//! without the access flag is in no TLB.
+//!
 //! An entry stays until it is invalidated, and is used as long as it is there: the worst that a TLB may do. What it must never
 //! come to is asserted at every access: two trees under one VMID; a walk in a table that was freed; two tables, or two
 //! frames, for one address, one cached and one in memory (break-before-make).
@@ -26,6 +29,10 @@ use crate::scene::{Machine, Memory, PAGE, frame};
 
 const VALID: u64 = 1;
 const WRITE: u64 = 1 << 7;
+const AF: u64 = 1 << 10;
+const DBM: u64 = 1 << 51;
+const HA: u64 = 1 << 21;
+const HD: u64 = 1 << 22;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 const VMID_SHIFT: u32 = 48;
 
@@ -36,6 +43,7 @@ const FRAMES: u64 = 4;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
     Translation,
+    AccessFlag,
     Permission,
 }
 
@@ -110,8 +118,56 @@ impl State {
             return Some(to);
         }
         let to = in_memory?;
-        self.tlb.push(Entry { vmid, root, what, to });
+        if to & AF != 0 || matches!(what, Translation::Table(_)) {
+            self.tlb.push(Entry { vmid, root, what, to });
+        }
         Some(to)
+    }
+
+    /// An access to `page`: the leaf that it passes through.
+    fn access(&mut self, memory: &Memory, page: u64, write: bool) -> Result<u64, Fault> {
+        let vtcr = self.registers().vtcr;
+        loop {
+            let leaf = self.translate(memory, page).ok_or(Fault::Translation)?;
+            let mut updated = leaf;
+            if leaf & AF == 0 {
+                if vtcr & HA == 0 {
+                    return Err(Fault::AccessFlag);
+                }
+                updated |= AF;
+            }
+            if write && leaf & WRITE == 0 {
+                if vtcr & HD == 0 || leaf & DBM == 0 {
+                    return Err(Fault::Permission);
+                }
+                updated |= WRITE;
+            }
+            if updated == leaf || self.update(memory, page, leaf, updated) {
+                return Ok(leaf);
+            }
+        }
+    }
+
+    /// The hardware's own store: if the entry still says what `leaf` does, but for what it updates. If not, the walk starts over.
+    fn update(&mut self, memory: &Memory, page: u64, leaf: u64, updated: u64) -> bool {
+        let root = self.registers().vttbr & ADDRESS;
+        let table = self.step(Translation::Table(page / 2), || read(memory, root, page / 2)).unwrap_or(0) & ADDRESS;
+        let vmid = self.registers().vttbr >> VMID_SHIFT;
+        self.tlb.retain(|entry| (entry.vmid, entry.what) != (vmid, Translation::Page(page)));
+        // SAFETY: the hardware's stores are atomic, and of a descriptor alone.
+        let Some(tables) = (unsafe { memory.table(Pa::new(table)) }) else { return false };
+        let word = &tables.entries[(page % 2) as usize];
+        let mut old = word.load(Ordering::Acquire);
+        while (old ^ leaf) & !(AF | WRITE) == 0 {
+            match word.compare_exchange(old, old | updated, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    self.tlb.push(Entry { vmid, root, what: Translation::Page(page), to: old | updated });
+                    return true;
+                }
+                Err(now) => old = now,
+            }
+        }
+        false
     }
 }
 
@@ -160,10 +216,7 @@ impl Hardware {
     /// The guest that this CPU has loaded stores `value` to page `ipa`.
     pub(crate) fn store(&self, memory: &Memory, ipa: Ipa, value: u64) -> Result<(), Fault> {
         self.turn(|state| {
-            let leaf = state.translate(memory, ipa.raw() / PAGE).ok_or(Fault::Translation)?;
-            if leaf & WRITE == 0 {
-                return Err(Fault::Permission);
-            }
+            let leaf = state.access(memory, ipa.raw() / PAGE, true)?;
             match self.frames.get(frame_number(Pa::new(leaf & ADDRESS))) {
                 Some(content) => content.store(value, Ordering::Relaxed),
                 None => state.violation = Some("a page is mapped to no frame"),
@@ -171,6 +224,12 @@ impl Hardware {
             Ok(())
         })
     }
+
+    /// It loads from page `ipa`, of which only the translation matters.
+    pub(crate) fn load_from(&self, memory: &Memory, ipa: Ipa) -> Result<(), Fault> {
+        self.turn(|state| state.access(memory, ipa.raw() / PAGE, false).map(drop))
+    }
+
     /// From now on a CPU that invalidates under a VMID looks at page 1 of its tree unasked, as it may while it has
     /// the two in its registers.
     pub(crate) fn speculates(&self, memory: &'static Memory) {
@@ -276,6 +335,7 @@ pub(crate) fn syndrome(ipa: Ipa, fault: Fault) -> Syndrome {
     const WRITE_NOT_READ: u64 = 1 << 6;
     let code = match fault {
         Fault::Translation => 0b00_0111,
+        Fault::AccessFlag => 0b00_1011,
         Fault::Permission => 0b00_1111,
     };
     Syndrome { esr: DATA_ABORT | WRITE_NOT_READ | code, far: ipa.raw(), hpfar: ipa.raw() >> 12 << 4 }

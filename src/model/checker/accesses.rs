@@ -58,6 +58,11 @@ impl Checker {
             let cached = self.tlb.over(root.vmid, level, ipa, ipa).map(|(_, cached)| cached);
             let mine = cached.filter(|cached| (cached.stage2 | cached.combined) & 1 << cpu != 0);
             let leaves = mine.filter(|cached| matches!(meaning(cached.value, level, shape), Meaning::Leaf(_)));
+            // What has no access flag is in no TLB: a walk finds it, as long as one may.
+            let leaves = leaves.filter(|cached| {
+                let mut visible = self.memory.visible(cached.table, cached.index, &cached.seen);
+                Leaf::new(cached.value).is_accessed() || visible.any(|version| version.value == cached.value)
+            });
             possible.extend(leaves.map(|cached| Translation {
                 leaf: Some(Leaf::new(cached.value)),
                 table: cached.table,

@@ -95,6 +95,7 @@ impl<G: Granule> Session<'_, '_, G> {
                     let page = self.pages.get_mut(ipa).expect("what passes is mapped");
                     assert!(permits(page.permissions, access), "{ipa:#x}: {access:?} of {page:?}");
                     page.dirty |= matches!(access, Access::Store | Access::Stage1Update);
+                    page.young = true;
                     if access == Access::Store {
                         self.pages.write(ipa, value);
                     }
@@ -162,7 +163,12 @@ impl<G: Granule> Session<'_, '_, G> {
             assert_eq!(at, Ipa::new(ipa));
             let Attributes { permissions, memory, .. } = PAGED_IN;
             self.pages.write(ipa, value);
-            self.pages.insert(ipa, Page { pa: page.frame, permissions, memory, dirty: true });
+            self.pages.insert(ipa, Page { pa: page.frame, permissions, memory, dirty: true, young: true });
+        }
+        if result == Ok(Outcome::Resumed)
+            && let Some(page) = self.pages.get_mut(ipa)
+        {
+            page.young = true;
         }
         match result {
             Ok(outcome) => Some(outcome),

@@ -12,6 +12,8 @@ pub(crate) struct Page {
     pub(crate) permissions: Permissions,
     pub(crate) memory: MemoryType,
     pub(crate) dirty: bool,
+    /// It was accessed since it was last made old.
+    pub(crate) young: bool,
 }
 
 /// All of it, by address.

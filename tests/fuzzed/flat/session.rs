@@ -1,6 +1,7 @@
 //! One guest's life: the operations of its CPUs and its harvester, each checked against the map.
 
 use stage2::addr::{Ipa, IpaRange, Level, Pa};
+use stage2::aging::{Flush, MadeOld};
 use stage2::cpu::CpuIndex;
 use stage2::descriptor::Attributes;
 use stage2::dirty::{Content, DirtyLog, Initial, RearmError, ScanError, StartError};
@@ -167,6 +168,7 @@ impl<'s, 'h, G: Granule> Session<'s, 'h, G> {
             Operation::FlushMapped => {
                 self.guest.flush_mapped(&self.readers[here], range).expect("a range of this guest");
             }
+            Operation::MakeOld => self.make_old(cpu, range),
             Operation::Teardown => unreachable!("it ends the session"),
         }
         self.look(cpu, range);
@@ -234,19 +236,36 @@ impl<'s, 'h, G: Granule> Session<'s, 'h, G> {
             let pa = frames.offset(ipa - start);
             let Attributes { permissions, memory, .. } = attributes;
             self.pages.write(ipa, value);
-            self.pages.insert(ipa, Page { pa, permissions, memory, dirty: content == Content::New });
+            self.pages.insert(ipa, Page { pa, permissions, memory, dirty: content == Content::New, young: true });
         }
     }
 
     fn unmap_with(&mut self, cpu: u16, range: IpaRange) {
-        let mut frames: Vec<(u64, Pa, bool)> = Vec::new();
+        let mut frames: Vec<(u64, Pa, bool, bool)> = Vec::new();
         let unmapped = self.guest.unmap_with(&self.readers[usize::from(cpu)], range, |leaf| {
             self.model.free_frame(*leaf.frame.peek(), G::PAGE_SIZE);
-            frames.push((leaf.ipa.raw(), *leaf.frame.peek(), leaf.dirty));
+            frames.push((leaf.ipa.raw(), *leaf.frame.peek(), leaf.dirty, leaf.accessed));
         });
         assert_eq!(unmapped.expect("nobody is in the way").leaves as usize, frames.len());
         let removed = self.pages.remove(range);
-        assert!(frames.into_iter().eq(removed.iter().map(|(ipa, page)| (*ipa, page.pa, page.dirty))));
+        assert!(frames.into_iter().eq(removed.iter().map(|(ipa, page)| (*ipa, page.pa, page.dirty, page.young))));
+    }
+
+    /// What is young is made old.
+    fn make_old(&mut self, cpu: u16, range: IpaRange) {
+        let reader = &self.readers[usize::from(cpu)];
+        let start = range.start().raw();
+        let mut bitmap = [0];
+        let found = self.guest.scan_accessed(reader, range, &mut bitmap).expect("a range of this guest");
+        let made_old = self.guest.make_old(reader, range, u32::MAX, Flush::Now).expect("a range of this guest");
+        let mut young = 0;
+        for (ipa, page) in self.pages.of(range).filter(|(_, page)| page.young) {
+            young |= 1 << ((ipa - start) / G::PAGE_SIZE);
+            page.young = false;
+        }
+        assert_eq!(bitmap, [young], "{range:?}");
+        let count = u64::from(young.count_ones());
+        assert_eq!((found, made_old), (count, MadeOld { young: count, next: None }), "{range:?}");
     }
 
     /// The hypervisor stores to the first page, and says so.
@@ -326,9 +345,9 @@ impl<'s, 'h, G: Granule> Session<'s, 'h, G> {
         for page in 0..range.bytes() / G::PAGE_SIZE {
             let ipa = range.start().raw() + page * G::PAGE_SIZE;
             let found = self.guest.query(reader, Ipa::new(ipa + 8)).expect("an address of this guest").map(|mapping| {
-                assert_eq!((mapping.level, mapping.accessed), (Level::L3, true));
+                assert_eq!(mapping.level, Level::L3);
                 let (pa, memory) = (Pa::new(mapping.pa.raw() - 8), mapping.memory.expect("a type that was asked for"));
-                Page { pa, permissions: mapping.permissions, memory, dirty: mapping.dirty }
+                Page { pa, permissions: mapping.permissions, memory, dirty: mapping.dirty, young: mapping.accessed }
             });
             let expected = self.pages.get(ipa);
             assert_eq!(found, expected, "{ipa:#x}");

@@ -70,6 +70,7 @@ pub(crate) enum Operation {
     /// And no more do.
     Feed,
     FlushMapped,
+    MakeOld,
     /// The guest is torn down, and another one begins.
     Teardown,
 }
@@ -158,6 +159,7 @@ fn operation(code: u8, argument: u8) -> Operation {
         43 => Operation::Load,
         44 => Operation::Unload,
         45 if flag(3) => Operation::Starve { successes: u64::from(argument & 3) },
+        46 if flag(3) => Operation::MakeOld,
         41 | 45 | 46 => Operation::Feed,
         _ if argument > 0xd0 => Operation::Teardown,
         _ => Operation::FlushMapped,

@@ -1,5 +1,6 @@
 //! The list of claims, and making them.
 
+mod aging;
 mod blob;
 mod dirty;
 mod dirty_log;
@@ -61,6 +62,9 @@ const CLAIMS: &[Claim] = claims! {
         stores_beside_a_harvest_are_in_it_or_the_next_by_hardware,
         stores_beside_a_harvest_are_in_it_or_the_next_by_tables_in_use,
         a_harvester_copies_what_it_has_cleaned_and_marks_and_gives_back_the_rest,
+    }
+    aging {
+        exactly_what_was_accessed_since_pages_were_made_old_is_young,
     }
     lifetime {
         a_frozen_guest_stops_at_its_next_access,

@@ -6,14 +6,13 @@
 use alloc::{format, string::String, vec::Vec};
 use core::sync::atomic::Ordering;
 
-use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, Readable, VTTBR_EL2};
+use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, Readable};
 use stage2::{
-    Ipa, Pa,
-    arch::{Arch, Dsb, Scope, Tlbi},
+    Ipa,
+    aging::Flush,
     descriptor::Permissions,
     dirty::{Initial, Tracking},
     geometry::{Features, Granule4K, HardwareUpdate},
-    memory::TableMemory,
 };
 
 use super::{
@@ -33,8 +32,6 @@ const TABLE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 /// What the tables of stage 1 lead to.
 const DATA: u64 = RAM;
-/// Nothing is taken from the library; but [`make_old`] asks for no lock.
-const UNJUDGED: Less = Less::NOTHING.and_unjudged();
 /// Pages of the log.
 const LOGGED: u64 = 64 * 512;
 
@@ -197,7 +194,7 @@ pub(crate) fn each_access_takes_exactly_the_faults_it_must(lab: &Lab) -> Claimed
     for tracking in ways(&lab.features) {
         let setup = with_stage1.updating(updates(tracking));
         tried += lab
-            .bench(UNJUDGED, lab.features, |bench| bench.guest(setup, |guest| all_of(guest, tracking)))
+            .bench(Less::NOTHING, lab.features, |bench| bench.guest(setup, |guest| all_of(guest, tracking)))
             .map_err(|reason| format!("{tracking}: {reason}"))?;
     }
     Ok(Verdict::Holds(format!("{tried} accesses")))
@@ -227,7 +224,9 @@ fn all_of(guest: &Guest<'_, '_>, tracking: Tracking) -> Result<usize, String> {
     for tried in &tries {
         let Try { act, there, page, .. } = *tried;
         if there == Old {
-            make_old(guest, page)?;
+            let one = pages::<Granule4K>(page, 1);
+            let made_old = guest.stage2.make_old(&guest.reader, one, u32::MAX, Flush::Now).or_say("make old")?;
+            expect("pages made old", made_old.young, 1)?;
         }
         let ends = end_of(guest, &mut log, tried).map_err(|reason| format!("{act:?} on {there:?}: {reason}"))?;
         let expected = act.expected(there, tracking);
@@ -279,29 +278,4 @@ fn end_of(guest: &Guest<'_, '_>, log: &mut Log<'_, '_>, tried: &Try) -> Result<E
         (false, false) => Ok(Denied(story.faults)),
         (false, true) => Err("it was denied, and the page is dirty".into()),
     }
-}
-
-/// Clears the access flag of the page's entry and invalidates, as a hypervisor does that looks for pages in use.
-fn make_old(guest: &Guest<'_, '_>, page: u64) -> Result<(), String> {
-    const ADDRESS: u64 = 0xffff_ffff_f000;
-    const AF: u64 = 1 << 10;
-    let (arch, memory) = (guest.bench.mmu.arch(), guest.bench.mmu.memory());
-    let loaded = guest.stage2.load(&guest.reader).or_say("load")?;
-    let mut table = Pa::new(VTTBR_EL2.get() & ADDRESS);
-    for shift in [30, 21, 12] {
-        // SAFETY: a table of a tree that nobody changes just now; the vCPU waits for its next order.
-        let entries = unsafe { memory.table(table) }.or_say("no table")?.entries;
-        let entry = &entries[(page >> shift) as usize % entries.len()];
-        if shift == 12 {
-            entry.fetch_and(!AF, Ordering::Relaxed);
-        }
-        table = Pa::new(entry.load(Ordering::Relaxed) & ADDRESS);
-    }
-    arch.dsb(Dsb::Ishst);
-    arch.tlbi(Tlbi::Vmalls12e1 { scope: Scope::InnerShareable });
-    arch.dsb(Dsb::Ish);
-    arch.isb();
-    drop(loaded);
-    let is_young = guest.stage2.query(&guest.reader, Ipa::new(page)).or_say("query")?.or_say("not mapped")?.accessed;
-    expect("the access flag", is_young, false)
 }
