@@ -144,12 +144,14 @@ impl Descriptor {
     #[inline(always)]
     pub const fn kind(self, level: Level) -> Kind {
         let leaf_level = matches!(level, Level::L3);
+        if self.is_none() {
+            return Kind::Invalid;
+        }
         if !self.is_valid() {
             return match self.marker() {
                 // Made of a table's entry, and of nothing else.
                 Some(Marker::Collapsing) if self.next_table(level).is_none() => Kind::Reserved,
                 Some(marker) => Kind::Marker(marker),
-                None if self.is_none() => Kind::Invalid,
                 None => Kind::Reserved,
             };
         }

@@ -85,6 +85,7 @@ pub struct Abort {
 ///
 /// # Errors
 /// [`NotAnAbort`] for anything but an instruction or a data abort of a lower exception level.
+#[inline(always)]
 pub fn decode(syndrome: Syndrome, features: &Features) -> Result<Abort, NotAnAbort> {
     let esr = syndrome.esr;
     let instruction = match ESR_ELX::EC.read_as_enum(esr) {
@@ -109,6 +110,7 @@ pub fn decode(syndrome: Syndrome, features: &Features) -> Result<Abort, NotAnAbo
 }
 
 /// Arm ARM R_FKLWR and `IPAValid`, for HPFAR_EL2; `FnV`, for FAR_EL2.
+#[inline(always)]
 fn fault_address(syndrome: &Syndrome, class: FaultClass, access: Access, hpfar_trusted: bool) -> FaultAddress {
     use FaultClass::*;
 
@@ -125,6 +127,18 @@ fn fault_address(syndrome: &Syndrome, class: FaultClass, access: Access, hpfar_t
             FaultAddress::Ipa(syndrome.hpfar_page().offset(syndrome.far_offset()))
         }
         Translation | AccessFlag | AddressSize | Permission => translate,
+        _ => address_of_others(syndrome, class),
+    }
+}
+
+/// Of what is no fault of stage 2 alone.
+#[cold]
+fn address_of_others(syndrome: &Syndrome, class: FaultClass) -> FaultAddress {
+    use FaultClass::*;
+
+    let translate = FaultAddress::NeedsTranslation { va: syndrome.far };
+    match class {
+        Translation | AccessFlag | AddressSize | Permission => translate,
         Alignment | TagCheck | UnsupportedAtomicUpdate | Lockdown | UnsupportedExclusive => translate,
         ExternalAbort { on_walk: false, .. } if !ESR_ELX::FNV.is_set(syndrome.esr) => translate,
         ParityOrEcc { on_walk: false } | GranuleProtection { on_walk: false } => translate,
@@ -139,6 +153,7 @@ impl Abort {
     ///
     /// A stage-1 walk or cache maintenance (`DC IVAC` needs write permission) wants it exactly if a permission is what
     /// it lacked; otherwise to read is enough.
+    #[inline(always)]
     pub fn wants_write(&self) -> bool {
         match self.access {
             Access::Write => true,
@@ -149,6 +164,7 @@ impl Abort {
 
     /// The load or store, as a device at `ipa` sees it. `None` if the CPU does not describe it (`ISV` = 0: pairs,
     /// writeback, SIMD, atomics, ...), or if it is not a load or a store at all.
+    #[inline]
     pub fn mmio(&self, ipa: Ipa) -> Option<MmioAccess> {
         let write = match self.access {
             Access::Read => false,

@@ -16,13 +16,15 @@ use crate::fault::decode::Access;
 use crate::geometry::granule::Granule;
 use crate::memory::{OutOfTables, Spares, TableMemory};
 use crate::quiescence::Reader;
-use crate::stage2::{Loaded, MapCause, Stage2};
+use crate::stage2::{Loaded, MapCause, NoLeafTable, Stage2};
 use crate::sync::Ordering;
 use crate::tlb::{Gather, relax_local};
+use crate::walk::Position;
 
 /// What the embedder does after a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(u8)]
 pub enum Outcome {
     /// Enter the guest: the access will pass.
     Resumed,
@@ -98,6 +100,7 @@ enum Verdict {
 }
 
 impl Need {
+    #[inline(always)]
     fn of(abort: &Abort, ipa: Ipa) -> Self {
         Self {
             ipa,
@@ -108,6 +111,7 @@ impl Need {
     }
 
     /// Judges `entry` of a table of `level`. XN of one EL only cannot be judged here: it is denied if the CPU said so.
+    #[inline(always)]
     fn judge(&self, entry: Descriptor, level: Level) -> Verdict {
         match entry.kind(level) {
             Kind::Invalid => return Verdict::Missing,
@@ -151,37 +155,36 @@ impl<A: Arch, M: TableMemory> Loaded<'_, '_, A, M> {
             return Err(FaultError::OtherCpu);
         }
         let stage2 = self.stage2();
-        let abort = decode(syndrome, &stage2.tree.mmu.features).map_err(FaultError::NotAnAbort)?;
+        let decoded = decode(syndrome, &stage2.tree.mmu.features);
+        let abort = match &decoded {
+            Ok(abort) => abort,
+            Err(error) => return Err(FaultError::NotAnAbort(*error)),
+        };
         let outcome = if stage2.tree.frozen.load(Ordering::Acquire) {
-            Outcome::Retry
+            Ok(Outcome::Retry)
         } else {
-            stage2.resolve_abort(reader, backing, &abort)?
+            stage2.resolve_abort(reader, backing, abort)
         };
         let counters = reader.count();
-        match outcome {
-            Outcome::Resumed => {}
-            Outcome::Retry => counters.faults_retry(1),
-            Outcome::Mmio(_) => counters.faults_mmio(1),
-            Outcome::Reflect(_) => counters.faults_reflected(1),
+        match &outcome {
+            Ok(Outcome::Resumed) | Err(_) => {}
+            Ok(Outcome::Retry) => counters.faults_retry(1),
+            Ok(Outcome::Mmio(_)) => counters.faults_mmio(1),
+            Ok(Outcome::Reflect(_)) => counters.faults_reflected(1),
         }
-        Ok(outcome)
+        outcome
     }
 }
 
 impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
+    #[inline(always)]
     fn resolve_abort(&self, reader: &Reader<'_>, backing: &impl Backing, abort: &Abort) -> Result<Outcome, FaultError> {
         let counters = reader.count();
         match abort.class {
             FaultClass::Translation => counters.faults_translation(1),
             FaultClass::Permission => counters.faults_permission(1),
             FaultClass::AccessFlag => counters.faults_access_flag(1),
-            FaultClass::TlbConflict => {
-                // Two entries for one address in some TLB: take all of this guest's, and let it try again.
-                let mut gather = Gather::new(&self.tree, reader);
-                gather.everything();
-                let _quiet = gather.flush();
-                return Ok(Outcome::Retry);
-            }
+            FaultClass::TlbConflict => return Ok(self.clear_tlbs(reader)),
             other => return Ok(Outcome::Reflect(abort.reflect(guest_fault(other)))),
         }
         let ipa = match self.where_is(abort) {
@@ -213,7 +216,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Ok(Outcome::Retry);
         }
         match need.judge(found.value, found.table.level) {
-            Verdict::Missing => self.page_in(reader, backing, abort, need, attributes, seen),
+            Verdict::Missing => self.page_in(reader, backing, abort, need, attributes, seen, &found),
             Verdict::Passes => Ok(self.spurious(reader, need)),
             Verdict::Needs => self.upgrade(reader, abort, need, found.table.level),
             Verdict::Busy => Ok(Outcome::Retry),
@@ -221,7 +224,17 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
     }
 
+    /// Two entries for one address in some TLB: takes all of this guest's, and lets it try again.
+    #[cold]
+    fn clear_tlbs(&self, reader: &Reader<'_>) -> Outcome {
+        let mut gather = Gather::new(&self.tree, reader);
+        gather.everything();
+        let _quiet = gather.flush();
+        Outcome::Retry
+    }
+
     /// The address, through the guest's stage 1 if HPFAR_EL2 does not hold it.
+    #[inline(always)]
     fn where_is(&self, abort: &Abort) -> Where {
         match abort.address {
             FaultAddress::Ipa(ipa) => Where::At(ipa),
@@ -236,6 +249,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// Another CPU was first, or this CPU's TLB has an entry that is stricter than the tables.
+    #[inline]
     fn spurious(&self, reader: &Reader<'_>, need: Need) -> Outcome {
         reader.count().faults_spurious(1);
         if need.permission {
@@ -246,6 +260,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     /// Gives an entry the access flag or the write permission it may have: no break is needed for either. A block that is
     /// logged is split first, so that the store makes no more dirty than its page.
+    #[inline(always)]
     fn upgrade(&self, reader: &Reader<'_>, abort: &Abort, need: Need, level: Level) -> Result<Outcome, FaultError> {
         if need.write && level < Level::LEAF && self.logs_pages(need.ipa) {
             match self.split_block(reader, need.ipa, level) {
@@ -257,7 +272,10 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                 Err(ChangeCause::OutOfTables) => {}
             }
         }
-        let mut locked = self.read_write(reader).lock(need.ipa, level).map_err(FaultError::Corrupt)?;
+        let mut locked = match self.read_write(reader).lock(need.ipa, level) {
+            Ok(locked) => locked,
+            Err(corrupt) => return Err(FaultError::Corrupt(corrupt)),
+        };
         let (index, level) = (locked.index, locked.level());
         match need.judge(locked.read(index), level) {
             Verdict::Needs => {
@@ -293,16 +311,21 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// Maps a page where there is none, or a block, if the backing has one.
-    fn page_in(
-        &self,
-        reader: &Reader<'_>,
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what a fault has learnt so far")]
+    fn page_in<'r>(
+        &'r self,
+        reader: &'r Reader<'r>,
         backing: &impl Backing,
         abort: &Abort,
         need: Need,
         attributes: Attributes,
         seen: Seen,
+        found: &Position<'r>,
     ) -> Result<Outcome, FaultError> {
-        if let Some(outcome) = self.block_in(reader, backing, need, attributes, seen)? {
+        if self.largest_leaf < Level::LEAF
+            && let Some(outcome) = self.block_in(reader, backing, need, attributes, seen, *found)?
+        {
             return Ok(outcome);
         }
         let page = match backing.page(need.ipa, need.write) {
@@ -310,22 +333,26 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             Err(Unavailable::Later) => return Ok(Outcome::Retry),
             Err(Unavailable::Never) => return Ok(Outcome::Reflect(abort.reflect(GuestFault::ExternalAbort))),
         };
-        let outcome = self.install(reader, need, Level::LEAF, attributes, page, seen);
-        if !matches!(outcome, Ok(Installed::Ours)) {
-            backing.unused(need.ipa, page);
+        match self.install(reader, need, Level::LEAF, attributes, page, seen, *found) {
+            Ok(Installed::Ours) => Ok(Outcome::Resumed),
+            outcome => {
+                backing.unused(need.ipa, page);
+                Ok(self.outcome_of(reader, need, outcome?))
+            }
         }
-        Ok(self.outcome_of(reader, need, outcome?))
     }
 
     /// Maps a block of the level above the pages'; `None` where there is none to be had, or a table in its place. What has changed
     /// meanwhile ([`Changes`](crate::changes::Changes)) is counted by just that much.
-    fn block_in(
-        &self,
-        reader: &Reader<'_>,
+    #[inline(never)]
+    fn block_in<'r>(
+        &'r self,
+        reader: &'r Reader<'r>,
         backing: &impl Backing,
         need: Need,
         attributes: Attributes,
         seen: Seen,
+        found: Position<'r>,
     ) -> Result<Option<Outcome>, FaultError> {
         let Some(level) = Level::LEAF.parent().filter(|&level| self.largest_leaf <= level) else { return Ok(None) };
         let first = need.ipa.align_down(M::Granule::shift(level));
@@ -336,7 +363,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
             return Ok(None);
         }
         let Some(page) = backing.block(block, need.write) else { return Ok(None) };
-        let outcome = self.install(reader, need, level, attributes, page, seen);
+        let outcome = self.install(reader, need, level, attributes, page, seen, found);
         if !matches!(outcome, Ok(Installed::Ours)) {
             backing.unused_block(block, page);
         }
@@ -354,14 +381,17 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         }
     }
 
-    fn install(
-        &self,
-        reader: &Reader<'_>,
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what a fault has learnt so far")]
+    fn install<'r>(
+        &'r self,
+        reader: &'r Reader<'r>,
         need: Need,
         level: Level,
         attributes: Attributes,
         page: Page,
         seen: Seen,
+        found: Position<'r>,
     ) -> Result<Installed, FaultError> {
         // Its bits go into a descriptor as they are.
         if !page.frame.is_aligned(M::Granule::shift(level)) || page.frame.raw() >= self.tree.geometry.pa_size() {
@@ -371,14 +401,26 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
         // A clean page is of use to a harvester only.
         let dirty = need.write || page.content.is_dirty() || !self.log.is_active();
         let leaf = self.format().leaf(level, page.frame, attributes, dirty);
-        let mut spares = Spares::new(&self.tree.mmu.memory);
-        let installed = match self.lock_table(reader, need.ipa, level, &mut spares) {
-            Ok(mut locked) => {
-                let index = locked.index;
+        let found = if found.table.level == level {
+            found
+        } else {
+            match self.find_or_link(reader, need.ipa, level) {
+                Ok(found) => found,
+                Err(reason) => return self.not_installed(reason),
+            }
+        };
+        // Said once more, so that what depends on it is a constant.
+        let mut found = found;
+        found.table.level = level;
+        let index = found.index;
+        let installed = match self.read_write(reader).at(need.ipa, &found) {
+            Some(mut locked) => {
                 match need.judge(locked.read(index), level) {
                     Verdict::Missing if self.tree.changes.is_still(seen) => {
                         locked.replace(index, leaf);
-                        reader.count().blocks_mapped(u64::from(level < Level::LEAF));
+                        if level < Level::LEAF {
+                            reader.count().blocks_mapped(1);
+                        }
                         Installed::Ours
                     }
                     // What the backing said may hold no more.
@@ -391,14 +433,32 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     Verdict::Needs | Verdict::Busy | Verdict::Denied => Installed::Busy,
                 }
             }
-            Err(reason) => match self.map_cause(reason) {
-                MapCause::Exists | MapCause::Retry => Installed::Busy,
-                MapCause::OutOfTables => return Err(FaultError::OutOfTables),
-                MapCause::Corrupt(corrupt) => return Err(FaultError::Corrupt(corrupt)),
-            },
+            // Taken out since.
+            None => Installed::Busy,
         };
         self.tree.mmu.arch.dsb(Dsb::Ishst);
         Ok(installed)
+    }
+
+    /// The entry for `ipa` in its table of `level`, which is linked if there is none.
+    #[cold]
+    #[inline(never)]
+    fn find_or_link<'r>(&'r self, reader: &'r Reader<'r>, ipa: Ipa, level: Level) -> Result<Position<'r>, NoLeafTable> {
+        let mut spares = Spares::new(&self.tree.mmu.memory);
+        self.link_tables(reader, ipa, level, &mut spares)?;
+        let found = self.read_only(reader).find_to(ipa, level).map_err(NoLeafTable::Corrupt)?;
+        if found.table.level == level { Ok(found) } else { Err(NoLeafTable::Contended) }
+    }
+
+    #[cold]
+    fn not_installed(&self, reason: NoLeafTable) -> Result<Installed, FaultError> {
+        // A table may have been linked all the same.
+        self.tree.mmu.arch.dsb(Dsb::Ishst);
+        match self.map_cause(reason) {
+            MapCause::Exists | MapCause::Retry => Ok(Installed::Busy),
+            MapCause::OutOfTables => Err(FaultError::OutOfTables),
+            MapCause::Corrupt(corrupt) => Err(FaultError::Corrupt(corrupt)),
+        }
     }
 }
 

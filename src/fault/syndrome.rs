@@ -124,8 +124,11 @@ pub enum ErrorState {
 }
 
 /// What kind of fault an abort is: the fault status code (`DFSC`, `IFSC`) without its level.
+///
+/// The kind is a byte of its own: the fault path asks for it often.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(u8)]
 pub enum FaultClass {
     /// An address with too many bits, in a descriptor or as the input.
     AddressSize,
@@ -173,7 +176,19 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// From `ESR_EL2` of an abort (Arm ARM, `ESR_EL2`, "ISS encoding for an exception from a Data Abort").
+    #[inline(always)]
     pub(super) fn from_esr(esr: u64) -> Self {
+        // Four codes each, for levels 0 to 3: those that stage 2 has to do with, first.
+        match ESR_ELX::FSC.read(esr) >> 2 {
+            0b0001 => Self::Translation,
+            0b0011 => Self::Permission,
+            0b0010 => Self::AccessFlag,
+            _ => Self::of_other_code(esr),
+        }
+    }
+
+    #[cold]
+    fn of_other_code(esr: u64) -> Self {
         let state = || match ESR_ELX::SET.read_as_enum(esr) {
             Some(ESR_ELX::SET::Value::Recoverable) => ErrorState::Recoverable,
             Some(ESR_ELX::SET::Value::Uncontainable) => ErrorState::Uncontainable,
@@ -181,11 +196,9 @@ impl FaultClass {
             None => ErrorState::Reserved,
         };
         match ESR_ELX::FSC.read(esr) {
-            // Four codes for levels 0 to 3; others for levels -1 (FEAT_LPA2) and -2 (FEAT_D128).
+            // Beside levels 0 to 3 there are -1 (FEAT_LPA2) and -2 (FEAT_D128).
             0b00_0000..=0b00_0011 | 0b10_1001 | 0b10_1100 => Self::AddressSize,
-            0b00_0100..=0b00_0111 | 0b10_1011 | 0b10_1010 => Self::Translation,
-            0b00_1000..=0b00_1011 => Self::AccessFlag,
-            0b00_1100..=0b00_1111 => Self::Permission,
+            0b10_1011 | 0b10_1010 => Self::Translation,
             0b01_0000 => Self::ExternalAbort { on_walk: false, state: state() },
             0b01_0001 => Self::TagCheck,
             0b01_0010..=0b01_0111 => Self::ExternalAbort { on_walk: true, state: state() },

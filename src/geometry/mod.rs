@@ -203,8 +203,11 @@ impl<G: Granule> Geometry<G> {
     }
 
     /// Which of the root's tables translates `ipa`: always below [`root_tables`](Self::root_tables), whatever `ipa` is.
-    #[inline]
+    #[inline(always)]
     pub fn root_index(&self, ipa: Ipa) -> usize {
+        if self.root_order == 0 {
+            return 0;
+        }
         (ipa.raw() >> (G::shift(self.start_level) + G::INDEX_BITS)) as usize & (self.root_tables() - 1)
     }
 

@@ -8,8 +8,6 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use arrayvec::ArrayVec;
-
 use super::{OutOfTables, OwnTables, TableMemory, TableMeta, TablePage};
 use crate::addr::Pa;
 use crate::geometry::granule::Granule;
@@ -51,7 +49,8 @@ pub struct PoolUse {
 
 /// Table memory over up to `REGIONS` regions.
 pub struct Pool<G, const REGIONS: usize = 1> {
-    regions: ArrayVec<Carved, REGIONS>,
+    /// Those that are not there have no pages.
+    regions: [Carved; REGIONS],
     free: Mutex<FreeLists<REGIONS>>,
     granule: PhantomData<G>,
 }
@@ -87,18 +86,14 @@ impl<G: Granule, const REGIONS: usize> Pool<G, REGIONS> {
     /// - The regions do not overlap, and nothing else uses them, the hardware's walks of trees made from this pool
     ///   excepted.
     pub unsafe fn new(regions: &[PoolRegion]) -> Self {
-        let mut carved = ArrayVec::new();
-        let mut capacity = 0;
-        for region in regions {
+        let mut regions = regions.iter().filter_map(|region| {
             // SAFETY: passed on from the caller.
-            if let Some(region) = unsafe { Carved::new::<G>(region) }
-                && carved.try_push(region).is_ok()
-            {
-                capacity += carved.last().map_or(0, |region: &Carved| region.pages as u64);
-            }
-        }
+            unsafe { Carved::new::<G>(region) }
+        });
+        let regions: [_; REGIONS] = core::array::from_fn(|_| regions.next().unwrap_or(Carved::NONE));
+        let capacity = regions.iter().map(|region| region.pages as u64).sum();
         Self {
-            regions: carved,
+            regions,
             free: Mutex::new(FreeLists {
                 freed: [None; ORDERS],
                 used: [0; REGIONS],
@@ -156,6 +151,8 @@ impl<G: Granule, const REGIONS: usize> Pool<G, REGIONS> {
 }
 
 impl Carved {
+    const NONE: Self = Self { base: Pa::new(0), pages: 0, page: NonNull::dangling(), meta: NonNull::dangling() };
+
     /// Divides a region and initialises the metadata.
     ///
     /// # Safety
@@ -221,8 +218,8 @@ unsafe impl<G: Granule, const REGIONS: usize> TableMemory for Pool<G, REGIONS> {
             let offset = table.raw().wrapping_sub(region.base.raw());
             let index = (offset >> G::PAGE_SHIFT) as usize;
             if index < region.pages && table.is_aligned(G::PAGE_SHIFT) {
-                // SAFETY: `index < pages`, so within the region's pages.
-                let page = unsafe { region.page.add(index << G::PAGE_SHIFT) }.cast::<Word>();
+                // SAFETY: `index < pages`, so within the region's pages; at the beginning of one, as `base` is aligned, too.
+                let page = unsafe { region.page.add(offset as usize) }.cast::<Word>();
                 // SAFETY: as above.
                 let meta = unsafe { region.meta.add(index) };
                 return Some(TablePage {

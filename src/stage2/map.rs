@@ -184,6 +184,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
 
     /// Makes frames fit for what the guest may see of them, before they are mapped (rule 13): without FWB the guest may
     /// look behind the caches, and without DIC and IDC its fetches do.
+    #[inline(always)]
     pub(crate) fn prepare_frames(&self, pa: Pa, bytes: u64, attributes: Attributes) {
         let arch = &self.tree.mmu.arch;
         let mut issued = false;
@@ -201,6 +202,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// Whether a guest may see what memory of this type holds behind the data caches.
+    #[inline(always)]
     pub(crate) fn looks_behind_caches(&self, memory: MemoryType) -> bool {
         match memory {
             MemoryType::Normal => !self.tree.mmu.features.force_write_back(),
@@ -212,6 +214,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// Makes fetches see what `bytes` from `pa` on hold, as far as the CPUs need it; whether anything was issued.
+    #[inline]
     pub(crate) fn synchronize_instructions(&self, pa: Pa, bytes: u64) -> bool {
         let features = &self.tree.mmu.features;
         let (clean, invalidate) = (!features.data_coherent(), !features.instruction_coherent());
@@ -222,6 +225,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// Locks the table of level `stop` over `ipa`, linking tables down to it where there are none.
+    #[inline(always)]
     pub(crate) fn lock_table<'r>(
         &'r self,
         reader: &'r Reader<'r>,
@@ -231,10 +235,32 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     ) -> Result<Locked<'r, 'h, A, M>, NoLeafTable> {
         let walk = self.read_write(reader);
         for _ in 0..MAX_ROUNDS {
+            let locked = walk.lock(ipa, stop).map_err(NoLeafTable::Corrupt)?;
+            if locked.level() == stop {
+                return Ok(locked);
+            }
+            drop(locked);
+            self.link_tables(reader, ipa, stop, spares)?;
+        }
+        Err(NoLeafTable::Contended)
+    }
+
+    /// Links tables down to that of level `stop` over `ipa`, where there are none. Not inlined: most often there is one.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn link_tables(
+        &self,
+        reader: &Reader<'_>,
+        ipa: Ipa,
+        stop: Level,
+        spares: &mut Spares<'_, M>,
+    ) -> Result<(), NoLeafTable> {
+        let walk = self.read_write(reader);
+        for _ in 0..MAX_ROUNDS {
             let mut locked = walk.lock(ipa, stop).map_err(NoLeafTable::Corrupt)?;
             let level = locked.level();
             if level == stop {
-                return Ok(locked);
+                return Ok(());
             }
             match locked.kind(locked.index) {
                 // Linked by another CPU since the descent: go on down.
@@ -248,6 +274,9 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                         let index = locked.index;
                         locked.link(index, ipa, spare);
                         reader.count().tables_linked(1);
+                        if missing == 1 {
+                            return Ok(());
+                        }
                     } else {
                         drop(locked);
                         // Asked before: what comes back between the two is not missed.

@@ -15,6 +15,7 @@ mod unmap;
 pub use collapse::CollapseError;
 pub(crate) use collapse::Rejoining;
 pub use load::{LoadError, Loaded, RunError};
+pub(crate) use map::NoLeafTable;
 pub use map::{MapCause, MapError};
 pub use protect::ProtectError;
 pub use query::{Mapping, QueryError};

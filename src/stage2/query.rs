@@ -64,7 +64,10 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     /// [`QueryError::Argument`] for an address beyond the IPA size or a foreign reader; [`QueryError::Corrupt`].
     pub fn query(&self, reader: &Reader<'_>, ipa: Ipa) -> Result<Option<Mapping>, QueryError> {
         self.check_page(reader, ipa)?;
-        let found = self.read_only(reader).find(ipa).map_err(QueryError::Corrupt)?;
+        let found = match self.read_only(reader).find(ipa) {
+            Ok(found) => found,
+            Err(corrupt) => return Err(QueryError::Corrupt(corrupt)),
+        };
         let level = found.table.level;
         let base = match found.value.kind(level) {
             Kind::Page(base) | Kind::Block(base) => base,
@@ -82,6 +85,7 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
     }
 
     /// The reader is of this machine, and the page of `ipa` below the IPA size.
+    #[inline(always)]
     pub(crate) fn check_page(&self, reader: &Reader<'_>, ipa: Ipa) -> Result<(), QueryError> {
         match IpaRange::new(ipa.align_down(M::Granule::PAGE_SHIFT), M::Granule::PAGE_SIZE) {
             Some(page) => self.check(reader, page).map_err(QueryError::Argument),

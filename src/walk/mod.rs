@@ -38,11 +38,14 @@ use crate::quiescence::Reader;
 use crate::sync::{Ordering, Word};
 
 /// Where a descent ended: an entry of a table, and how the table was reached.
+#[derive(Clone, Copy)]
 pub(crate) struct Position<'r> {
     pub(crate) table: Table<'r>,
     pub(crate) index: usize,
     /// The entry's value, read once.
     pub(crate) value: Descriptor,
+    /// Whether the table says, too, that it is the one of its level there.
+    is_there: bool,
     /// How the table was reached; a root has no parent.
     parent: Option<ParentSnapshot<'r>>,
 }
@@ -71,6 +74,42 @@ impl ParentSnapshot<'_> {
     }
 }
 
+/// How far a descent is: at `table`.
+struct Way<'r, 'h, A: Arch, M: TableMemory> {
+    tree: &'r Tree<'h, A, M>,
+    ipa: Ipa,
+    stop: Level,
+    table: Table<'r>,
+    parent: Option<ParentSnapshot<'r>>,
+}
+
+impl<'r, A: Arch, M: TableMemory> Way<'r, '_, A, M> {
+    /// From a table of `level` to the next, if it has come to one; where it ends, if it does.
+    #[inline(always)]
+    fn step(&mut self, level: Level) -> Result<Option<Position<'r>>, Corrupt> {
+        if self.table.level != level {
+            return Ok(None);
+        }
+        let index = M::Granule::index(self.ipa, level);
+        let value = self.table.read(index);
+        if level < self.stop
+            && let Some(child) = self.tree.child(self.ipa, level, value).map_err(|_| self.tree.blame(self.ipa))?
+        {
+            self.parent = self.table.snapshot(index, value);
+            self.table = child;
+            return Ok(None);
+        }
+        Ok(Some(self.end(level, index, value)))
+    }
+
+    /// Ends at `index` of the table, which is of `level`.
+    #[inline(always)]
+    fn end(&self, level: Level, index: usize, value: Descriptor) -> Position<'r> {
+        let table = Table { level, ..self.table };
+        Position { table, index, value, is_there: table.is_at(self.tree, self.ipa), parent: self.parent }
+    }
+}
+
 /// Descends towards `ipa` until a table of `stop`, or an entry that points to no table. One load per level, no lock.
 #[inline(always)]
 fn descend<'r, A: Arch, M: TableMemory>(
@@ -79,18 +118,17 @@ fn descend<'r, A: Arch, M: TableMemory>(
     ipa: Ipa,
     stop: Level,
 ) -> Result<Position<'r>, Corrupt> {
-    let mut table = tree.root_table(ipa)?;
-    let mut parent = None;
-    loop {
-        let index = M::Granule::index(ipa, table.level);
-        let value = table.read(index);
-        if table.level < stop
-            && let Some(child) = tree.child(ipa, table.level, value).map_err(|_| tree.blame(ipa))?
-        {
-            parent = table.snapshot(index, value);
-            table = child;
-        } else {
-            return Ok(Position { table, index, value, parent });
-        }
+    let mut way = Way { tree, ipa, stop, table: tree.root_table(ipa)?, parent: None };
+    // Each level in its turn, and written out, so that all that depends on it is a constant.
+    if let Some(end) = way.step(Level::L0)? {
+        return Ok(end);
     }
+    if let Some(end) = way.step(Level::L1)? {
+        return Ok(end);
+    }
+    if let Some(end) = way.step(Level::L2)? {
+        return Ok(end);
+    }
+    let index = M::Granule::index(ipa, Level::LEAF);
+    Ok(way.end(Level::LEAF, index, way.table.read(index)))
 }

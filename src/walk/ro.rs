@@ -85,7 +85,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
         loop {
             let found = descend(self.tree, self.section, ipa, stop)?;
             let level = found.table.level;
-            if found.table.is_at(self.tree, ipa) {
+            if found.is_there {
                 return match self.tree.kind(found.value, level) {
                     Kind::Reserved => Err(Corrupt { ipa, level }),
                     _ => Ok(found),
@@ -192,7 +192,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadOnly<'r, 'h, A, M> {
             }
             let parent = table.snapshot(first, value);
             let index = M::Granule::index(at, Level::LEAF);
-            let below = Position { table: child, index, value: Descriptor::NONE, parent };
+            let below = Position { table: child, index, value: Descriptor::NONE, is_there: true, parent };
             if !Self::show(&below, at, M::Granule::entry_last(at, ABOVE_LEAVES).min(left.last()), look) {
                 return Ok(false);
             }

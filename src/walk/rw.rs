@@ -90,28 +90,50 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
     pub(crate) fn lock(&self, ipa: Ipa, stop: Level) -> Result<Locked<'r, 'h, A, M>, Corrupt> {
         for _ in 0..OPTIMISTIC_TRIES {
             let found = descend(self.tree, self.section, ipa, stop)?;
-            let guarded = found.table.page.meta.lock();
-            if found.parent.is_none_or(|parent| parent.is_unchanged()) {
+            if let Some(guarded) = self.lock_found(&found) {
                 return self.admit(ipa, found, guarded);
             }
-            drop(guarded);
-            self.section.count().revalidation_retries(1);
         }
-        self.couple(ipa, stop)
+        // Named one by one: what is returned in memory is not what the way above keeps in registers.
+        let Locked { tree, table, guarded, index } = self.couple(ipa, stop)?;
+        Ok(Locked { tree, table, guarded, index })
     }
 
     /// Locks the table that a read-only walk of this read section has shown; `None` if it is not there any more.
     #[inline(always)]
     pub(crate) fn revalidated(&self, visit: &Visit<'r>) -> Option<Locked<'r, 'h, A, M>> {
-        let guarded = visit.table.page.meta.lock();
-        let is_there = visit.parent.is_none_or(|parent| parent.is_unchanged());
-        if is_there && visit.table.is_at(self.tree, visit.range.start()) {
-            Some(Locked { tree: self.tree, table: visit.table, guarded, index: visit.first })
+        let found = Position {
+            table: visit.table,
+            index: visit.first,
+            value: Descriptor::NONE,
+            is_there: true,
+            parent: visit.parent,
+        };
+        self.at(visit.range.start(), &found)
+    }
+
+    /// Locks the table at which a read-only walk of this read section towards `ipa` has ended; `None` if it is not there any more.
+    #[inline(always)]
+    pub(crate) fn at(&self, ipa: Ipa, found: &Position<'r>) -> Option<Locked<'r, 'h, A, M>> {
+        let guarded = self.lock_found(found)?;
+        if found.table.is_at(self.tree, ipa) {
+            Some(Locked { tree: self.tree, table: found.table, guarded, index: found.index })
         } else {
             drop(guarded);
-            self.section.count().revalidation_retries(1);
             None
         }
+    }
+
+    /// Steps 2 and 3: the lock of the table that was found; `None` if its parent does not lead there any more.
+    #[inline(always)]
+    fn lock_found(&self, found: &Position<'r>) -> Option<MutexGuard<'r, Guarded>> {
+        let guarded = found.table.page.meta.lock();
+        if found.parent.is_none_or(|parent| parent.is_unchanged()) {
+            return Some(guarded);
+        }
+        drop(guarded);
+        self.section.count().revalidation_retries(1);
+        None
     }
 
     /// Takes each lock before letting go of the one above: nothing on the path can be detached meanwhile.
@@ -134,7 +156,7 @@ impl<'r, 'h, A: Arch, M: TableMemory> ReadWrite<'r, 'h, A, M> {
                 guarded = below;
                 table = child;
             } else {
-                return self.admit(ipa, Position { table, index, value, parent: None }, guarded);
+                return self.admit(ipa, Position { table, index, value, is_there: true, parent: None }, guarded);
             }
         }
     }
@@ -213,8 +235,11 @@ impl<'r, A: Arch, M: TableMemory> Locked<'r, '_, A, M> {
         let old = Descriptor::from_raw(old);
         debug_assert!(!needs_break(old, new, self.table.level), "{old:?} to {new:?} without a break");
         // Saturating: an entry that somebody else wrote was never counted.
-        let occupied = self.guarded.occupied.saturating_add(u16::from(!new.is_none()));
-        self.guarded.occupied = occupied.saturating_sub(u16::from(!old.is_none()));
+        match (old.is_none(), new.is_none()) {
+            (true, false) => self.guarded.occupied = self.guarded.occupied.saturating_add(1),
+            (false, true) => self.guarded.occupied = self.guarded.occupied.saturating_sub(1),
+            _ => {}
+        }
         old
     }
 

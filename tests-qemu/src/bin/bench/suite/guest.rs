@@ -144,10 +144,12 @@ impl<'s, 'h> Guest<'s, 'h> {
             }
             meanwhile(reader);
             let syndrome = Syndrome { esr: syndrome.esr, far: syndrome.far, hpfar: syndrome.hpfar };
-            match self.loaded.resolve(reader, backing, syndrome).map_err(Trouble::Fault)? {
-                Outcome::Resumed => ends.resumed += 1,
-                Outcome::Retry => return Err(Trouble::Retry),
-                Outcome::Mmio(access) => {
+            // By reference: what happened is not moved about.
+            match &self.loaded.resolve(reader, backing, syndrome) {
+                Ok(Outcome::Resumed) => ends.resumed += 1,
+                Ok(Outcome::Retry) => return Err(Trouble::Retry),
+                Err(error) => return Err(Trouble::Fault(*error)),
+                Ok(Outcome::Mmio(access)) => {
                     let register = access.register.and_then(|number| vcpu.x.get_mut(usize::from(number)));
                     match register {
                         Some(register) if access.write => device.set(access.stored(*register)),
@@ -157,7 +159,7 @@ impl<'s, 'h> Guest<'s, 'h> {
                     vcpu.skip_instruction();
                     ends.emulated += 1;
                 }
-                Outcome::Reflect(reflection) => {
+                Ok(Outcome::Reflect(reflection)) => {
                     let registers =
                         GuestRegisters { elr_el2: vcpu.elr, spsr_el2: vcpu.spsr, ..GuestRegisters::default() };
                     let injection = reflection.inject(&registers).map_err(Trouble::Inject)?;
