@@ -6,7 +6,7 @@
 //! nothing else was noted meanwhile. What DBM was taken from the hardware may still make dirty until the flush, and nobody notes
 //! that: then the entries are looked at again.
 
-use super::{Reserved, word};
+use super::{FOLD, Reserved, word};
 use crate::addr::Pa;
 use crate::arch::Arch;
 use crate::descriptor::{Descriptor, Folded, Kind, LeafForm};
@@ -189,11 +189,21 @@ impl<A: Arch, M: TableMemory> Locked<'_, '_, A, M> {
         }
         self.guarded.armed = true;
         let form = self.tree.leaf_form(self.level());
-        for index in 0..M::Granule::ENTRIES {
-            let leaf = self.read(index);
-            if form.is_of(leaf) && leaf.is_writable() && !leaf.has_dbm() {
-                self.replace_leaf(index, Descriptor::with_dbm);
+        let mut at = 0;
+        while at < M::Granule::ENTRIES {
+            // No further than to the end of a word: up to there it is noted that something may be dirty.
+            let left = word::<M::Granule>() - at % word::<M::Granule>();
+            if let Some(changed) = self.change_alike(at, left, Descriptor::with_dbm) {
+                at += changed.count;
+                continue;
             }
+            for index in at..(at + FOLD).min(M::Granule::ENTRIES) {
+                let leaf = self.read(index);
+                if form.is_of(leaf) && leaf.is_writable() && !leaf.has_dbm() {
+                    self.change_unsettled(index, Descriptor::with_dbm);
+                }
+            }
+            at += FOLD;
         }
     }
 
