@@ -199,7 +199,8 @@ impl<'h, A: Arch, M: TableMemory> Stage2<'h, A, M> {
                     continue;
                 }
                 // Of dirty pages the log is told one by one; and of a frozen root none becomes a hole.
-                let alike = if old.is_dirty() && self.log.is_active() { 0 } else { locked.clear_alike(at, end - at) };
+                let alone = (old.is_dirty() && self.log.is_active()) || !locked.nothing().is_none();
+                let alike = if alone { 0 } else { locked.clear_alike(at, end - at) };
                 if alike == 0 {
                     self.finish(locked, at, ipa_of::<M::Granule>(part.start(), level, first, at), old);
                 }

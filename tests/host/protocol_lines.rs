@@ -221,6 +221,25 @@ fn a_block_whose_unmap_ends_within_a_freeze_leaves_no_hole_in_the_frozen_root() 
 }
 
 #[test]
+fn a_run_of_blocks_whose_unmap_ends_within_a_freeze_leaves_no_hole_in_the_frozen_root() {
+    let (mmu, _) = cued();
+    // So small that the root is of level 2.
+    let guest = Stage2::new(mmu, geometry(32), None).unwrap().with_largest_leaf(Level::L2);
+    let guest: &'static CuedGuest = Box::leak(Box::new(guest));
+    let reader = cpu(mmu, 0);
+    guest.map(&reader, range(0, 64 * TABLE), Pa::new(0), RW, Content::New).unwrap();
+    let frozen = Rc::new(Cell::new(None));
+    let at_cue = frozen.clone();
+    let other = Rc::new(cpu(mmu, 1));
+    let freezer = other.clone();
+    cue(FIRST_BARRIER, move || at_cue.set(Some(guest.freeze(&freezer).unwrap())));
+    let _ = guest.unmap(&reader, range(0, 64 * TABLE)).unwrap();
+    assert!(is_retry(map_page(guest, &reader, 0)), "whatever could be mapped there would run");
+    assert!(frozen.take().unwrap().thaw(&other).is_ok());
+    map_page(guest, &reader, 0).unwrap();
+}
+
+#[test]
 fn the_end_of_a_detach_within_a_freeze_leaves_no_hole_in_the_frozen_root() {
     let (mmu, guest) = cued();
     let mut reader = cpu(mmu, 0);
